@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it creates. Set PYTHON to choose the interpreter (3.11 or newer).
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
 SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do if $$p -c '$(SUITABLE)' 2>/dev/null; then echo $$p; break; fi; done)
 # Tests run in parallel processes, one thread each.

@@ -1,0 +1,44 @@
+"""Clean a captured graph: functional, canonical, with fused projections cut apart."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from torch import fx
+
+from secateur.capture.capture import Capture
+from secateur.capture.facts import observe
+from secateur.capture.normalize.attention import pin_attention_scale
+from secateur.capture.normalize.functional import functionalise
+from secateur.capture.normalize.inline import inline_wrappers
+from secateur.capture.normalize.names import canonical_names
+from secateur.capture.normalize.noops import drop_checks, drop_copies, drop_dead
+
+__all__ = ["normalize"]
+
+
+def normalize(capture: Capture) -> Capture:
+    """Return the capture with a graph of the same outputs that is easier to analyse; the given one stays as it is.
+
+    In-place operators become functional, movements of data get one name each, selections from fused projections become
+    slices of the projection, channel shuffles become constant permutations, the scale of attention is written down.
+    """
+    program = fx.GraphModule(capture.program, copy.deepcopy(capture.program.graph))
+    program.meta["dynamic"] = capture.dynamic
+    if inline_wrappers(program):
+        observe(program, capture.flat_inputs())
+    drop_checks(program)
+    canonical_names(program)
+    if functionalise(program, capture.flat_inputs()):
+        drop_copies(program)
+    pin_attention_scale(program)
+    return _settle(capture, program, ())
+
+
+def _settle(capture: Capture, program: fx.GraphModule, notes: tuple[str, ...]) -> Capture:
+    drop_dead(program)
+    program = fx.GraphModule(program, program.graph)
+    program.graph.lint()
+    observe(program, capture.flat_inputs())
+    return replace(capture, program=program, notes=(*capture.notes, *notes))

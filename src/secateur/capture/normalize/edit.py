@@ -1,0 +1,163 @@
+"""Small edits of a captured graph: new nodes that know their shape, dtype and module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.node import Target, map_aggregate, map_arg
+
+from secateur.capture.capture import Fact
+
+aten = torch.ops.aten
+
+Size = int | fx.Node
+
+
+def is_call(node: object, *targets: Target) -> bool:
+    """Whether a value is a node that calls one of the given functions."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def overload(node: fx.Node) -> OpOverload | None:
+    """The ATen overload that a node calls, if it calls one."""
+    return node.target if node.op == "call_function" and isinstance(node.target, OpOverload) else None
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an ATen call by their names in the schema, defaults filled in."""
+    target = overload(node)
+    assert target is not None
+    found: dict[str, Any] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        found[argument.name] = given
+    return found
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether a call writes into one of its arguments."""
+    target = overload(node)
+    return target is not None and target._schema.is_mutable
+
+
+def fact(node: object) -> Fact:
+    """What is known of the tensor that a node computes."""
+    assert isinstance(node, fx.Node)
+    found = node.meta["fact"]
+    assert isinstance(found, Fact), f"{node} computes no single tensor"
+    return found
+
+
+def shape(node: object) -> tuple[int, ...]:
+    """The shape of a node's tensor in the captured run."""
+    return fact(node).shape
+
+
+def symbolic(node: object, dim: int) -> bool:
+    """Whether a dimension follows the size of an input; where nothing is known of a dynamic graph, it may."""
+    assert isinstance(node, fx.Node)
+    if node.op == "get_attr" or not node.graph.owning_module.meta.get("dynamic", False):
+        return False
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return True
+    size = value.shape[dim]
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def static(node: object, dims: Sequence[int] | None = None) -> bool:
+    """Whether the given dimensions (all, if none are given) have one fixed size each."""
+    return not any(symbolic(node, dim) for dim in (range(len(shape(node))) if dims is None else dims))
+
+
+def emit(before: fx.Node, target: Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
+    """Insert a call before a node; it belongs to the module of ``like``."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, args, kwargs)
+    node.meta["module"] = like.meta.get("module", "")
+    infer(node)
+    return node
+
+
+def infer(node: fx.Node) -> None:
+    """Find shape and dtype of a new call from those of its arguments, without computing it."""
+    assert callable(node.target)
+    with torch.no_grad():
+        result = node.target(*map_arg(node.args, _stand_in), **map_arg(node.kwargs, _stand_in))
+    node.meta["fact"] = map_aggregate(result, lambda value: Fact(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value)
+    if isinstance(result, tuple):
+        node.meta["fact"] = list(node.meta["fact"])
+    if node.graph.owning_module.meta.get("dynamic", False):
+        _infer_symbols(node)
+
+
+def _stand_in(node: fx.Node) -> Any:
+    return map_aggregate(
+        node.meta["fact"], lambda known: torch.empty(known.shape, dtype=known.dtype, device="meta") if isinstance(known, Fact) else known
+    )
+
+
+def _infer_symbols(node: fx.Node) -> None:
+    modes = [value.fake_mode for source in node.all_input_nodes if hasattr(value := source.meta.get("val"), "fake_mode")]
+    known = all("val" in source.meta or source.op == "get_attr" for source in node.all_input_nodes)
+    if not modes or not known or not callable(node.target):
+        return
+
+    def value(source: fx.Node) -> Any:
+        if "val" in source.meta:
+            return source.meta["val"]
+        return modes[0].from_tensor(attribute(source.graph.owning_module, str(source.target)))
+
+    with modes[0], torch.no_grad():
+        node.meta["val"] = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+
+
+def sizes(node: fx.Node, before: fx.Node) -> list[Size]:
+    """The sizes of a node's tensor, as numbers where they are fixed and as nodes where they follow an input."""
+    return [size_of(node, dim, before) for dim in range(len(shape(node)))]
+
+
+def size_of(node: fx.Node, dim: int, before: fx.Node) -> Size:
+    """One size of a node's tensor, as a number if it is fixed, else as a node."""
+    return emit(before, aten.sym_size.int, node, dim, like=before) if symbolic(node, dim) else shape(node)[dim]
+
+
+def attribute(program: torch.nn.Module, name: str) -> Any:
+    """The tensor or module of that qualified name."""
+    owner, _, last = name.rpartition(".")
+    return getattr(program.get_submodule(owner), last)
+
+
+def unused_name(program: torch.nn.Module, name: str) -> str:
+    """The name itself if nothing is called so yet, else the name with the first free number."""
+    owner, _, last = name.rpartition(".")
+    holder = program.get_submodule(owner)
+    free, number = last, 0
+    while hasattr(holder, free):
+        number += 1
+        free = f"{last}_{number}"
+    return f"{owner}.{free}" if owner else free
+
+
+def leaf(program: fx.GraphModule, name: str, tensor: Tensor, before: fx.Node) -> fx.Node:
+    """Store a tensor under a qualified name and insert a node that reads it."""
+    owner, _, last = name.rpartition(".")
+    holder = program.get_submodule(owner)
+    if isinstance(tensor, torch.nn.Parameter):
+        holder.register_parameter(last, tensor)
+    else:
+        holder.register_buffer(last, tensor)
+    with program.graph.inserting_before(before):
+        node = program.graph.get_attr(name)
+    node.meta["module"] = owner
+    node.meta["fact"] = Fact(tuple(tensor.shape), tensor.dtype, None if isinstance(tensor, torch.nn.Parameter) else tensor)
+    return node
+
+
+def positive(dim: int, rank: int) -> int:
+    """A dimension counted from the front."""
+    return dim + rank if dim < 0 else dim

@@ -1,0 +1,86 @@
+"""Remove calls that change nothing: checks, copies, conversions to what a tensor already is, whole slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from secateur.capture.normalize.edit import arguments, aten, fact, mutates, overload, shape, static
+
+_CHECKS = ("_assert_", "sym_constrain_range", "_functional_assert", "_functional_sym_constrain_range")
+
+
+def drop_checks(program: fx.GraphModule) -> None:
+    """Remove assertions about shapes, dtypes and values."""
+    for node in reversed(program.graph.nodes):
+        target = overload(node)
+        if target is not None and not node.users and target._schema.name.removeprefix("aten::").startswith(_CHECKS):
+            program.graph.erase_node(node)
+
+
+def drop_copies(program: fx.GraphModule) -> None:
+    """Read the source instead of a copy of it; for graphs without in-place operators."""
+    devices = {tensor.device for tensor in [*program.parameters(), *program.buffers()]}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _changes_nothing(node, devices):
+            node.replace_all_uses_with(node.args[0])
+
+
+def drop_dead(program: fx.GraphModule) -> None:
+    """Remove calls that nothing reads, except those that write in place, and forget tensors that nothing reads."""
+    program.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or mutates(node))
+
+
+def _changes_nothing(node: fx.Node, devices: set[torch.device]) -> bool:
+    if node.target in _COPIES:
+        return True
+    if node.target in _CONVERSIONS:
+        given = arguments(node)
+        wanted = given["other"].meta["fact"].dtype if "other" in given else given["dtype"]
+        device = given.get("device")
+        return wanted in (None, fact(node.args[0]).dtype) and (device is None or devices <= {torch.device(device)})
+    check = _WHOLE.get(node.target)
+    return check is not None and check(node)
+
+
+def _is_whole(node: fx.Node) -> bool:
+    """Whether a slice keeps everything."""
+    _, dim, start, end, *step = node.args
+    size = shape(node.args[0])[dim]  # type: ignore[index]
+    whole = isinstance(end, int) and end >= size if static(node.args[0], [dim]) else end == torch.iinfo(torch.int64).max  # type: ignore[list-item]
+    return start == 0 and whole and not step
+
+
+def _is_same_shape(node: fx.Node) -> bool:
+    return shape(node) == shape(node.args[0]) and static(node) and static(node.args[0])
+
+
+def _is_in_order(node: fx.Node) -> bool:
+    return node.args[1] == list(range(len(shape(node))))
+
+
+_COPIES = {
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.lift.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+}
+_CONVERSIONS = {
+    aten._to_copy.default,
+    aten.to.device,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.other,
+}
+_WHOLE: dict[Any, Callable[[fx.Node], bool]] = {
+    aten.slice.Tensor: _is_whole,
+    aten.reshape.default: _is_same_shape,
+    aten.expand.default: _is_same_shape,
+    aten.permute.default: _is_in_order,
+}

@@ -6,7 +6,6 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do if $$p -c '$(SUITABLE)' 2>/dev/null; then echo $$p; break; fi; done)
 # Tests run in parallel processes, one thread each.
 JOBS ?= 2
-export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types docs format clean
@@ -15,11 +14,11 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## prune a trained model, prove it, measure it, write a report
-	@env -u OMP_NUM_THREADS $(BIN)/secateur demo
+	@$(BIN)/secateur demo
 
 test: $(VENV)/.test  ## run the test suite
 	@echo "Running the tests in $(JOBS) processes"
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
 
 check: lint types docs test  ## format, lint, types, documentation, tests
 

@@ -2,5 +2,6 @@
 
 from secateur.capture.capture import Capture, Fact, How
 from secateur.capture.facts import CONSTANT_PREFIX, observe
+from secateur.capture.record import record
 
-__all__ = ["CONSTANT_PREFIX", "Capture", "Fact", "How", "observe"]
+__all__ = ["CONSTANT_PREFIX", "Capture", "Fact", "How", "observe", "record"]

@@ -26,8 +26,7 @@ def observe(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
 
     Neither the inputs nor the tensors that the program stores are changed, and the random state is as before.
     """
-    with torch.random.fork_rng(devices=cuda_devices(program, flat_inputs)):
-        Observer(program).observe(flat_inputs)
+    Observer(program).observe(flat_inputs)
 
 
 def cuda_devices(program: torch.nn.Module, flat_inputs: Sequence[Any]) -> list[torch.device]:
@@ -64,7 +63,7 @@ class Observer(fx.Interpreter):
         """Run on copies of the inputs, and put back every stored tensor that the graph wrote."""
         copies = [x.detach().clone() if isinstance(x, Tensor) else x for x in flat_inputs]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(self.module, flat_inputs)):
                 outputs: tuple[Any, ...] = self.run(*copies)
                 return tuple(x.clone() if isinstance(x, Tensor) and self._saved else x for x in outputs)
         finally:

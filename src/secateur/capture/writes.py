@@ -41,4 +41,20 @@ def detach_writes(graph: fx.Graph, origins: Iterable[fx.Node]) -> None:
         with place:
             copy = graph.call_function(aten.clone.default, (origin,))
         copy.meta = dict(origin.meta)
-        origin.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+        for user in [user for user in origin.users if user is not copy]:
+            user.replace_input_with(origin, copy)
+
+
+def close_graph(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], name: str) -> fx.GraphModule:
+    """Drop calls that nobody needs, and return the graph as a program that holds the tensors."""
+    for node in reversed(graph.nodes):
+        if node.op in ("call_function", "get_attr") and not node.users and not _matters_unused(node):
+            graph.erase_node(node)
+    graph.lint()
+    used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+    return fx.GraphModule({target: tensors[target] for target in tensors if target in used}, graph, name)
+
+
+def _matters_unused(node: fx.Node) -> bool:
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return is_random or bool(node.op == "call_function" and written(node.target, node.args, node.kwargs))

@@ -1,0 +1,113 @@
+"""Copying a graph that torch made into the form of a capture."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+from torch._ops import HigherOrderOperator
+from torch.fx.node import Node, map_arg
+
+from secateur.capture.facts import CONSTANT_PREFIX
+from secateur.capture.leaves import Leaves
+from secateur.capture.writes import close_graph
+from secateur.errors import CaptureError
+
+WRAPPED = "inner"
+"""The name under which torch sees the user's model while it traces."""
+
+_ASSERTION = re.compile(r"_assert|sym_constrain|_check|_set_grad_enabled|_guards_fn|profiler\._record_function")
+
+_FIRST_OPERAND = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5, "tag_activation_checkpoint": 1, "wrap": 1, "invoke_subgraph": 2}
+"""Wrappers around a part of the graph, and how many of their arguments stand before the operands of that part."""
+
+
+class Transcript:
+    """A graph in the form of a capture, written from graphs that torch made."""
+
+    def __init__(self, leaves: Leaves, input_names: Sequence[str]) -> None:
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
+        self.inputs = [self.graph.placeholder(name) for name in input_names]
+        self._leaves = leaves
+        self._stored: dict[str, Node] = {}
+        for node in self.inputs:
+            node.meta["module"] = ""
+
+    def stored(self, tensor: Tensor, name: str | None = None) -> Node:
+        """Return the node of a stored tensor, under the user's name if it has one."""
+        first = (
+            self._leaves.first_name(name)
+            if name is not None and name in self._leaves
+            else self._leaves.name(tensor) or self._constant(tensor)
+        )
+        if first not in self._stored:
+            self._stored[first] = self.graph.create_node("get_attr", first)
+            self._stored[first].meta["module"] = ""
+        return self._stored[first]
+
+    def write(self, module: fx.GraphModule, operands: Sequence[Any]) -> Any:
+        """Copy the calls of a graph, its placeholders standing for ``operands``, and return what it returns."""
+        values: dict[Node, Any] = {}
+        remaining = iter(operands)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(remaining)
+            elif node.op == "get_attr":
+                values[node] = self._attribute(module, str(node.target))
+            elif node.op == "output":
+                return map_arg(node.args[0], values.__getitem__)
+            elif not _ASSERTION.search(str(node.target)):
+                values[node] = self._call(node, values)
+        raise CaptureError("The traced graph has no output.")
+
+    def finish(self, outputs: Sequence[Any], name: str) -> fx.GraphModule:
+        """Close the graph with its outputs and return the program."""
+        self.graph.output(tuple(outputs)).meta["module"] = ""
+        return close_graph(self.graph, {**self._leaves.tensors, **self.constants}, name)
+
+    def _constant(self, tensor: Tensor) -> str:
+        known = next((name for name, constant in self.constants.items() if constant is tensor), None)
+        name = known or f"{CONSTANT_PREFIX}{len(self.constants)}"
+        self.constants[name] = tensor
+        return name
+
+    def _attribute(self, module: fx.GraphModule, target: str) -> Any:
+        value: Any = operator.attrgetter(target)(module)
+        return self.stored(value) if isinstance(value, Tensor) else value
+
+    def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        if node.op != "call_function":
+            raise CaptureError(f"The traced graph has a node {node.format_node()}, which is no call of an operator.")
+        args = map_arg(node.args, values.__getitem__)
+        kwargs = map_arg(node.kwargs, values.__getitem__)
+        if isinstance(node.target, HigherOrderOperator):
+            return self._inline(node, args)
+        if node.target is operator.getitem and not isinstance(args[0], Node):
+            items: Any = args[0]
+            return items[args[1]]
+        copy = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+        copy.meta["module"] = _module_path(node, copy)
+        return copy
+
+    def _inline(self, node: Node, args: Sequence[Any]) -> Any:
+        name = str(node.target)
+        first = _FIRST_OPERAND.get(name)
+        body = next((x for x in args if isinstance(x, fx.GraphModule)), None)
+        if first is None or body is None:
+            raise CaptureError(f"The model uses torch.ops.higher_order.{name} (node {node.name}), whose inside cannot be pruned.")
+        if name == "wrap_with_autocast" and args[2]:
+            raise CaptureError(f"The model switches on autocast (node {node.name}), which a graph cannot show.")
+        return self.write(body, args[first:])
+
+
+def _module_path(node: Node, copy: Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        path = re.sub(r"@\d+", "", str(list(stack.values())[-1][0]))
+        return path.removeprefix("L['self'].").removeprefix(WRAPPED).removeprefix(".")
+    owners = [str(x.target).rpartition(".")[0] for x in copy.all_input_nodes if x.op == "get_attr"]
+    return owners[0] if owners else ""

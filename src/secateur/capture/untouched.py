@@ -1,0 +1,100 @@
+"""Running a user's model without leaving a trace in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.capture.facts import cuda_devices
+
+
+@dataclass
+class Keepsakes:
+    """Copies of tensors from before they were written, to be put back."""
+
+    kept: dict[int, tuple[Tensor, Tensor, int | None]] = field(default_factory=dict)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Remember what a tensor holds now, unless it is remembered already, and return the copy."""
+        if id(tensor) not in self.kept:
+            self.kept[id(tensor)] = (tensor, tensor.detach().clone(), _version(tensor))
+        return self.kept[id(tensor)][1]
+
+    def put_back(self) -> None:
+        """Write the remembered contents back to the tensors that were written since."""
+        for tensor, before, version in self.kept.values():
+            if version is None or _version(tensor) != version:
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(before)
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
+    """Put the model in eval mode for a while; afterwards it and the random states are as before.
+
+    Restored are attributes, parameters, buffers with their contents, train/eval flags, hooks and ``requires_grad``
+    of every module. Whoever sees that another tensor is about to be written hands it to ``Keepsakes.keep``.
+    """
+    attributes = [(module, _attributes(module)) for module in model.modules()]
+    requires_grad = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
+    keepsakes = Keepsakes()
+    for buffer in model.buffers():
+        keepsakes.keep(buffer)
+    try:
+        with _same_random_state(model, flat_inputs), _attention_in_the_open():
+            model.eval()
+            yield keepsakes
+    finally:
+        for module, before in attributes:
+            _restore(module, before)
+        keepsakes.put_back()
+        for tensor, flag in requires_grad:
+            if tensor.requires_grad != flag:
+                tensor.requires_grad_(flag)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
+    return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in module.__dict__.items()}
+
+
+def _restore(module: nn.Module, before: dict[str, tuple[Any, dict[Any, Any] | None]]) -> None:
+    for name in module.__dict__.keys() - before.keys():
+        del module.__dict__[name]
+    for name, (value, content) in before.items():
+        module.__dict__[name] = value
+        if content is not None and (len(value) != len(content) or any(value.get(k, module) is not v for k, v in content.items())):
+            value.clear()
+            value.update(content)
+
+
+@contextmanager
+def _same_random_state(model: nn.Module, flat_inputs: list[Any]) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=cuda_devices(model, flat_inputs)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _attention_in_the_open() -> Iterator[None]:
+    """Keep ``nn.MultiheadAttention`` from its fused inference kernel, which hides the projections."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

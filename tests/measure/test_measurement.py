@@ -6,9 +6,8 @@ import json
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from secateur.capture import Capture
+from secateur.capture import record
 from secateur.measure import measure
 
 
@@ -24,14 +23,8 @@ class Tied(nn.Module):
         return self.second(self.norm(self.first(x)))
 
 
-def capture_of(model, graph, inputs):
-    spec = pytree.tree_structure(inputs)
-    return Capture(torch.fx.GraphModule(model, graph), model, inputs, {}, spec, spec, "given", {})
-
-
-def test_a_measurement_by_hand(graph_of):
-    model, inputs = Tied(), torch.randn(3, 4)
-    found = measure(capture_of(model, graph_of(model, inputs), (inputs,)))
+def test_a_measurement_by_hand():
+    found = measure(record(Tied(), (torch.randn(3, 4),)))
     assert (found.parameters, found.buffers) == (16 + 8 + 4, 8 + 1)
     assert found.bytes == 4 * (28 + 8) + 8
     assert found.macs == sum(found.macs_by_layer.values()) == 2 * 3 * 16

@@ -1,0 +1,310 @@
+"""The decision as a value: which channels go, which layers are factorized, and for which model.
+
+A plan changes nothing. It prints as a table, goes to JSON and back, and is refused on a model with other weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from secateur.errors import FileError, PlanError, SelectionError
+
+FORMAT = "secateur-plan/1"
+Kind = Literal["channels", "blocks"]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Remove some channels, or whole blocks, of one group, in all places where they live."""
+
+    group: str
+    remove: tuple[int, ...]
+    """Channels that go, sorted."""
+    size: int
+    """Number of channels before."""
+    kind: Kind = "channels"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remove", _integers(self.remove, f"the channels to remove from {self.group!r}"))
+        size = _integers([self.size], f"the size of {self.group!r}")[0]
+        if list(self.remove) != sorted(set(self.remove)):
+            raise PlanError(f"The channels to remove from {self.group!r} must be sorted, each once.")
+        if not self.remove or self.remove[0] < 0 or self.remove[-1] >= size:
+            raise PlanError(f"{self.group!r} has channels 0 to {size - 1}; the plan removes {_shortened(self.remove)}.")
+        if len(self.remove) == size:
+            raise PlanError(f"The plan removes all {size} channels of {self.group!r}; at least one must stay.")
+        if self.kind not in get_args(Kind):
+            raise PlanError(f"The kind of {self.group!r} is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}.")
+
+    @property
+    def name(self) -> str:
+        """What the edit is about: the group."""
+        return self.group
+
+    @property
+    def kept(self) -> int:
+        """Number of channels that stay."""
+        return self.size - len(self.remove)
+
+    @property
+    def ratio(self) -> float:
+        """Fraction of the channels that go."""
+        return len(self.remove) / self.size
+
+
+@dataclass(frozen=True)
+class Factorize:
+    """Replace one layer by a chain of smaller ones."""
+
+    layer: str
+    method: str
+    rank: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", _integers(self.rank, f"the rank of {self.layer!r}"))
+        object.__setattr__(self, "options", _plain(dict(self.options), f"the options of {self.layer!r}"))
+        if not self.rank or min(self.rank) < 1:
+            raise PlanError(f"The rank of {self.layer!r} is {self.rank}; it must hold numbers from 1 up.")
+
+    @property
+    def name(self) -> str:
+        """What the edit is about: the layer."""
+        return self.layer
+
+
+Edit = Prune | Factorize
+_EDITS: dict[str, type[Prune] | type[Factorize]] = {"prune": Prune, "factorize": Factorize}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All edits of one model, in the order in which they are made."""
+
+    edits: tuple[Edit, ...]
+    fingerprint: str
+    """What :func:`fingerprint` says of the model that the plan was made for."""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """How the plan came about: criterion, seed, options, versions."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", tuple(self.edits))
+        object.__setattr__(self, "settings", _plain(dict(self.settings), "the settings of a plan"))
+        seen: set[tuple[type, str]] = set()
+        for edit in self.edits:
+            if (type(edit), edit.name) in seen:
+                raise PlanError(f"The plan has two edits of one kind for {edit.name!r}.")
+            seen.add((type(edit), edit.name))
+
+    @property
+    def prunes(self) -> tuple[Prune, ...]:
+        """The edits that remove channels or blocks."""
+        return tuple(e for e in self.edits if isinstance(e, Prune))
+
+    @property
+    def factorizations(self) -> tuple[Factorize, ...]:
+        """The edits that factorize layers."""
+        return tuple(e for e in self.edits if isinstance(e, Factorize))
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Fraction removed of each group that loses channels."""
+        return {edit.group: edit.ratio for edit in self.prunes}
+
+    def replace(self, name: str, *, remove: Sequence[int] | None = None, rank: Sequence[int] | None = None) -> Plan:
+        """The plan with other channels, or another rank, for one name; with nothing to remove the edit goes."""
+        if (remove is None) == (rank is None):
+            raise SelectionError(f"Give either the channels to remove or the rank for {name!r}.")
+        kind = Prune if rank is None else Factorize
+        if not any(isinstance(e, kind) and e.name == name for e in self.edits):
+            raise SelectionError(f"The plan has no {kind.__name__} edit for {name!r}.{_closest(name, [e.name for e in self.edits])}")
+        edits = [_changed(e, remove, rank) if isinstance(e, kind) and e.name == name else e for e in self.edits]
+        return replace(self, edits=tuple(e for e in edits if e is not None))
+
+    def check(self, model_fingerprint: str) -> None:
+        """Raise :class:`PlanError` unless the plan belongs to the model with this fingerprint."""
+        if model_fingerprint != self.fingerprint:
+            raise PlanError(
+                f"This plan was made for another model: its fingerprint is {self.fingerprint[:12]}, the model's is {model_fingerprint[:12]} "
+                "(of the names and shapes of all weights). Apply it to its own model, or make a new plan."
+            )
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        edits = [{"edit": _edit_word(e), **asdict(e)} for e in self.edits]
+        whole = {"format": FORMAT, "fingerprint": self.fingerprint, "settings": self.settings, "edits": edits}
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back; anything missing, unknown or damaged raises :class:`PlanError`."""
+        try:
+            whole = json.loads(text, object_pairs_hook=_without_repeats)
+        except ValueError as error:
+            raise PlanError(f"The plan is no valid JSON: {error}.") from error
+        parts = _fields(whole, ("format", "fingerprint", "settings", "edits"), "the plan")
+        if parts["format"] != FORMAT:
+            raise PlanError(f"The plan's format is {parts['format']!r}; this version reads {FORMAT!r}.")
+        _expect(parts["fingerprint"], str, "the plan's fingerprint")
+        _expect(parts["settings"], dict, "the plan's settings")
+        return cls(tuple(_read_edit(e) for e in _expect(parts["edits"], list, "the plan's edits")), parts["fingerprint"], parts["settings"])
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the plan to a file, whole or not at all; an existing file is refused unless ``force``."""
+        target = Path(path)
+        if target.exists() and not force:
+            raise FileError(f"{target} exists already; choose another path, or force overwriting it.")
+        _write_whole(target, self.to_json())
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan from a file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"Cannot read the plan {path}: {error}.") from error
+        return cls.from_json(text)
+
+    def table(self) -> Table:
+        """The plan as a table for a terminal: one row an edit."""
+        table = Table(
+            title=f"Plan for model {self.fingerprint[:12]}", caption=self._summary(), title_justify="left", caption_justify="left"
+        )
+        table.add_column("layer", overflow="fold")
+        for heading in ("edit", "from", "to", "removed"):
+            table.add_column(heading, justify="left" if heading == "edit" else "right")
+        table.add_column("which", overflow="fold")
+        for edit in self.edits:
+            table.add_row(*_row(edit))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None, legacy_windows=False)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get().rstrip("\n")
+
+    def _summary(self) -> str:
+        parts = [f"{len(self.prunes)} groups pruned, {len(self.factorizations)} layers factorized"]
+        return "; ".join([*parts, *(f"{key}: {_text(value)}" for key, value in self.settings.items())])
+
+
+def fingerprint(model_tensors: Mapping[str, Sequence[int]]) -> str:
+    """What a plan recognises its model by: the names and shapes of all weights, not their values."""
+    entries = sorted((name, [int(n) for n in shape]) for name, shape in model_tensors.items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _changed(edit: Edit, remove: Sequence[int] | None, rank: Sequence[int] | None) -> Edit | None:
+    if isinstance(edit, Factorize):
+        return replace(edit, rank=tuple(rank or ()))
+    return replace(edit, remove=tuple(sorted(set(remove)))) if remove else None
+
+
+def _edit_word(edit: Edit) -> str:
+    return next(word for word, kind in _EDITS.items() if isinstance(edit, kind))
+
+
+def _read_edit(value: Any) -> Edit:
+    word = value.get("edit") if isinstance(value, dict) else None
+    kind = _EDITS.get(word) if isinstance(word, str) else None
+    if kind is None:
+        raise PlanError(f"An edit of the plan is of the unknown kind {word!r}; it must be one of {', '.join(_EDITS)}.")
+    given = _fields(value, ("edit", *(f.name for f in fields(kind))), f"a {word} edit")
+    if kind is Prune:
+        return Prune(_expect(given["group"], str, "a group"), given["remove"], given["size"], given["kind"])
+    options = _expect(given["options"], dict, "the options of a layer")
+    return Factorize(_expect(given["layer"], str, "a layer"), _expect(given["method"], str, "a method"), given["rank"], options)
+
+
+def _fields(value: Any, names: Sequence[str], what: str) -> dict[str, Any]:
+    """A JSON object that holds exactly these fields."""
+    given: dict[str, Any] = _expect(value, dict, what)
+    missing, unknown = [n for n in names if n not in given], [n for n in given if n not in names]
+    if missing or unknown:
+        found = [f"no {', '.join(missing)}"] * bool(missing) + [f"the unknown {', '.join(unknown)}"] * bool(unknown)
+        raise PlanError(f"{_sentence(what)} has {' and '.join(found)}.")
+    return given
+
+
+def _expect(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind):
+        raise PlanError(f"{_sentence(what)} should be of type {kind.__name__}, not {type(value).__name__}.")
+    return value
+
+
+def _integers(values: Any, what: str) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple) or any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
+        raise PlanError(f"{_sentence(what)} should be whole numbers, not {values!r}.")
+    return tuple(int(v) for v in values)
+
+
+def _plain(value: Any, what: str) -> Any:
+    """A copy made of JSON values alone, so that a plan that was read back equals the one written."""
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {k: _plain(v, what) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, what) for v in value]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise PlanError(f"{_sentence(what)} cannot be written as JSON: they hold {value!r}.")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise PlanError("The plan names a field twice.")
+    return out
+
+
+def _write_whole(target: Path, text: str) -> None:
+    aside = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False, encoding="utf-8") as file:
+            aside = file.name
+            file.write(text)
+        os.replace(aside, target)
+    except OSError as error:
+        if aside is not None:
+            with suppress(OSError):
+                os.unlink(aside)
+        raise FileError(f"Cannot write the plan to {target}: {error}.") from error
+
+
+def _row(edit: Edit) -> tuple[str, ...]:
+    if isinstance(edit, Prune):
+        word = "prune" if edit.kind == "channels" else "prune blocks"
+        return edit.group, word, str(edit.size), str(edit.kept), f"{edit.ratio:.1%}", _shortened(edit.remove)
+    return edit.layer, f"factorize ({edit.method})", "", "", "", f"rank {' x '.join(map(str, edit.rank))}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _shortened(numbers: Sequence[int], most: int = 8) -> str:
+    head = ", ".join(map(str, numbers[:most]))
+    return head if len(numbers) <= most else f"{head}, ... ({len(numbers)})"
+
+
+def _text(value: Any) -> str:
+    return ", ".join(f"{k}={_text(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _closest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

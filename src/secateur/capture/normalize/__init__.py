@@ -14,6 +14,10 @@ from secateur.capture.normalize.functional import functionalise
 from secateur.capture.normalize.inline import inline_wrappers
 from secateur.capture.normalize.names import canonical_names
 from secateur.capture.normalize.noops import drop_checks, drop_copies, drop_dead
+from secateur.capture.normalize.probes import probe_sizes
+from secateur.capture.normalize.selections import push_selections_up
+from secateur.capture.normalize.shuffles import select_shuffles
+from secateur.capture.normalize.weights import fold_weights
 
 __all__ = ["normalize"]
 
@@ -28,17 +32,20 @@ def normalize(capture: Capture) -> Capture:
     program.meta["dynamic"] = capture.dynamic
     if inline_wrappers(program):
         observe(program, capture.flat_inputs())
+    if capture.dynamic:
+        probe_sizes(program, capture.flat_inputs())
     drop_checks(program)
     canonical_names(program)
     if functionalise(program, capture.flat_inputs()):
         drop_copies(program)
+        push_selections_up(program)
+        select_shuffles(program)
     pin_attention_scale(program)
-    return _settle(capture, program, ())
-
-
-def _settle(capture: Capture, program: fx.GraphModule, notes: tuple[str, ...]) -> Capture:
+    folded = fold_weights(program)
     drop_dead(program)
     program = fx.GraphModule(program, program.graph)
     program.graph.lint()
     observe(program, capture.flat_inputs())
-    return replace(capture, program=program, notes=(*capture.notes, *notes))
+    tied = {**capture.tied, **{name: (name,) for name, _ in folded}}
+    notes = [f"The weight computed from {origin} holds statistics over it; it is stored as {name}." for name, origin in folded]
+    return replace(capture, program=program, tied=tied, notes=(*capture.notes, *notes))

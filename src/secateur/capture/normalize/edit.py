@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.fx.node import Target, map_aggregate, map_arg
+from torch.fx.node import Target, map_arg
 
 from secateur.capture.capture import Fact
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 Size = int | fx.Node
 
 
-def is_call(node: object, *targets: Target) -> bool:
+def is_call(node: object, *targets: Target) -> TypeGuard[fx.Node]:
     """Whether a value is a node that calls one of the given functions."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
@@ -36,6 +36,12 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
         found[argument.name] = given
     return found
+
+
+def operands(node: object) -> tuple[Any, ...]:
+    """The positional arguments of a node, as loosely typed as they are."""
+    assert isinstance(node, fx.Node)
+    return node.args
 
 
 def mutates(node: fx.Node) -> bool:
@@ -57,16 +63,23 @@ def shape(node: object) -> tuple[int, ...]:
     return fact(node).shape
 
 
+def shapes(node: object) -> list[tuple[int, ...]]:
+    """The shapes of a node's tensor in the captured run and, for a dynamic graph, in runs with other sizes as far as known."""
+    assert isinstance(node, fx.Node)
+    return [shape(node), *(variant.shape for variant in node.meta.get("variants", []))]
+
+
 def symbolic(node: object, dim: int) -> bool:
     """Whether a dimension follows the size of an input; where nothing is known of a dynamic graph, it may."""
     assert isinstance(node, fx.Node)
-    if node.op == "get_attr" or not node.graph.owning_module.meta.get("dynamic", False):
+    if node.op == "get_attr" or not _is_dynamic(node):
         return False
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return True
-    size = value.shape[dim]
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+    return "variants" not in node.meta or any(each[dim] != shape(node)[dim] for each in shapes(node))
+
+
+def _is_dynamic(node: fx.Node) -> bool:
+    program = node.graph.owning_module
+    return program is not None and bool(program.meta.get("dynamic", False))
 
 
 def static(node: object, dims: Sequence[int] | None = None) -> bool:
@@ -85,35 +98,35 @@ def emit(before: fx.Node, target: Callable[..., Any], *args: Any, like: fx.Node,
 
 def infer(node: fx.Node) -> None:
     """Find shape and dtype of a new call from those of its arguments, without computing it."""
-    assert callable(node.target)
     with torch.no_grad():
-        result = node.target(*map_arg(node.args, _stand_in), **map_arg(node.kwargs, _stand_in))
-    node.meta["fact"] = map_aggregate(result, lambda value: Fact(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value)
-    if isinstance(result, tuple):
-        node.meta["fact"] = list(node.meta["fact"])
-    if node.graph.owning_module.meta.get("dynamic", False):
-        _infer_symbols(node)
+        node.meta["fact"] = describe(call(node, lambda source: _stand_in(source.meta["fact"])))
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        known = min((len(source.meta.get("variants", [])) for source in sources), default=0)
+        if known:
+            node.meta["variants"] = [describe(call(node, _variants(index))) for index in range(known)]
 
 
-def _stand_in(node: fx.Node) -> Any:
-    return map_aggregate(
-        node.meta["fact"], lambda known: torch.empty(known.shape, dtype=known.dtype, device="meta") if isinstance(known, Fact) else known
-    )
+def call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    """Call what a node calls, with values in place of its argument nodes."""
+    assert callable(node.target)
+    return node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
 
 
-def _infer_symbols(node: fx.Node) -> None:
-    modes = [value.fake_mode for source in node.all_input_nodes if hasattr(value := source.meta.get("val"), "fake_mode")]
-    known = all("val" in source.meta or source.op == "get_attr" for source in node.all_input_nodes)
-    if not modes or not known or not callable(node.target):
-        return
+def describe(value: Any) -> Any:
+    """The fact of a tensor, a list of facts of several, or the plain value."""
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    return Fact(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
 
-    def value(source: fx.Node) -> Any:
-        if "val" in source.meta:
-            return source.meta["val"]
-        return modes[0].from_tensor(attribute(source.graph.owning_module, str(source.target)))
 
-    with modes[0], torch.no_grad():
-        node.meta["val"] = node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+def _variants(index: int) -> Callable[[fx.Node], Any]:
+    return lambda source: _stand_in(source.meta["variants"][index] if "variants" in source.meta else source.meta["fact"])
+
+
+def _stand_in(known: Any) -> Any:
+    if isinstance(known, list):
+        return [_stand_in(item) for item in known]
+    return torch.empty(known.shape, dtype=known.dtype, device="meta") if isinstance(known, Fact) else known
 
 
 def sizes(node: fx.Node, before: fx.Node) -> list[Size]:

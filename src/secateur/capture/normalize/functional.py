@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
 from secateur.capture.normalize.aliases import Aliases
-from secateur.capture.normalize.edit import aten, emit, fact, infer, is_call, mutates, overload, shape, sizes, static
+from secateur.capture.normalize.edit import aten, emit, fact, infer, is_call, mutates, operands, overload, shape, sizes, static
 
 
 def functionalise(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> bool:
@@ -44,7 +44,7 @@ class _Functionaliser:
             if mutates(node) and not self.refused & {self._root(source) for source in _written(node)}:
                 self._write(node)
             else:
-                _replace_args(node, lambda source, node=node: self._read(source, node))
+                self._refresh(node)
             self.seen.setdefault(node, (self._version(node), node))
 
     def _root(self, node: fx.Node) -> fx.Node:
@@ -93,6 +93,11 @@ class _Functionaliser:
         self.seen[node] = (self._version(node), current)
         return current
 
+    def _refresh(self, node: fx.Node) -> None:
+        """Let a node read what its arguments show now."""
+        node.args = map_arg(node.args, lambda source: self._read(source, node))
+        node.kwargs = map_arg(node.kwargs, lambda source: self._read(source, node))
+
     def _write(self, node: fx.Node) -> None:
         view = node.args[0]
         assert isinstance(view, fx.Node)
@@ -101,7 +106,7 @@ class _Functionaliser:
         after = node.next
         source = node.args[1] if is_call(node, aten.copy_.default) else None
         node.target = _functional(node)  # type: ignore[assignment]
-        _replace_args(node, lambda source: self._read(source, node))
+        self._refresh(node)
         value = _like(view, node, after)
         if isinstance(source, fx.Node) and isinstance(node.args[1], fx.Node) and self._replaces(view, source):
             value = node.args[1]
@@ -126,7 +131,7 @@ class _Functionaliser:
             step, view = view, self.parent[view]
             if is_call(step, operator.getitem) and isinstance(view.meta["fact"], list):
                 parts, view = view, self.parent[view]
-                value = _scatter_part(self._read(view, after), value, parts, int(step.args[1]), after)  # type: ignore[call-overload]
+                value = _scatter_part(self._read(view, after), value, parts, operands(step)[1], after)
             elif step not in self.same:
                 value = _scatter(self._read(view, after), value, step, after)
             contents.append((view, value))
@@ -161,16 +166,10 @@ def _functional(node: fx.Node) -> OpOverload | None:
     return found if names[0] == names[1] and returns_one else None
 
 
-def _replace_args(node: fx.Node, read: Callable[[fx.Node], fx.Node]) -> None:
-    node.args = map_arg(node.args, read)
-    node.kwargs = map_arg(node.kwargs, read)
-
-
 def _again(node: fx.Node, old: fx.Node, new: fx.Node, before: fx.Node) -> fx.Node:
     """The same view of another tensor."""
     with node.graph.inserting_before(before):
-        copy = node.graph.node_copy(node, lambda source: new if source is old else source)
-    return copy
+        return node.graph.node_copy(node, lambda source: new if source is old else source)
 
 
 def _like(view: fx.Node, node: fx.Node, after: fx.Node) -> fx.Node:
@@ -189,15 +188,15 @@ def _scatter(base: fx.Node, value: fx.Node, step: fx.Node, after: fx.Node) -> fx
 
 
 def _scatter_slice(base: fx.Node, value: fx.Node, step: fx.Node, after: fx.Node) -> fx.Node:
-    return emit(after, aten.slice_scatter.default, base, value, *step.args[1:], like=step)
+    return emit(after, aten.slice_scatter.default, base, value, *operands(step)[1:], like=step)
 
 
 def _scatter_select(base: fx.Node, value: fx.Node, step: fx.Node, after: fx.Node) -> fx.Node:
-    return emit(after, aten.select_scatter.default, base, value, *step.args[1:], like=step)
+    return emit(after, aten.select_scatter.default, base, value, *operands(step)[1:], like=step)
 
 
 def _scatter_permute(base: fx.Node, value: fx.Node, step: fx.Node, after: fx.Node) -> fx.Node:
-    dims: list[int] = step.args[1]  # type: ignore[assignment]
+    dims = list(operands(step)[1])
     return emit(after, aten.permute.default, value, [dims.index(dim) for dim in range(len(dims))], like=step)
 
 
@@ -207,10 +206,10 @@ def _scatter_reshape(base: fx.Node, value: fx.Node, step: fx.Node, after: fx.Nod
 
 def _scatter_part(base: fx.Node, value: fx.Node, parts: fx.Node, index: int, after: fx.Node) -> fx.Node:
     if is_call(parts, aten.unbind.int):
-        return emit(after, aten.select_scatter.default, base, value, parts.args[1], index, like=parts)
-    lengths: list[int] = parts.args[1]  # type: ignore[assignment]
+        return emit(after, aten.select_scatter.default, base, value, operands(parts)[1], index, like=parts)
+    _, lengths, dim = operands(parts)
     start = [0, *accumulate(lengths)][index]
-    return emit(after, aten.slice_scatter.default, base, value, parts.args[2], start, start + lengths[index], like=parts)
+    return emit(after, aten.slice_scatter.default, base, value, dim, start, start + lengths[index], like=parts)
 
 
 _SCATTERS: dict[Any, Callable[[fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]] = {

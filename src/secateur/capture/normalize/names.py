@@ -57,7 +57,8 @@ def _reshape(node: fx.Node, wanted: Sequence[Any]) -> None:
             return shape(node)[dim]
         if not isinstance(wanted[dim], tuple):
             return wanted[dim]  # type: ignore[no-any-return]
-        return -1 if len(free) == 1 else size_of(*wanted[dim], before=node)
+        source, place = wanted[dim]
+        return -1 if len(free) == 1 else size_of(source, place, node)
 
     _rewrite(node, aten.reshape.default, _source(node), [entry(dim) for dim in range(len(shape(node)))])
 
@@ -127,9 +128,8 @@ def _narrow(node: fx.Node) -> None:
     given = arguments(node)
     start, length = given["start"], given["length"]
     if isinstance(start, int) and isinstance(length, int):
-        _rewrite(
-            node, aten.slice.Tensor, _source(node), given["dim"], start, _WHOLE if start < 0 and start + length == 0 else start + length
-        )
+        end = _WHOLE if start < 0 and start + length == 0 else start + length
+        _rewrite(node, aten.slice.Tensor, _source(node), given["dim"], start, end)
         _slice(node)
 
 
@@ -237,7 +237,7 @@ def _renames() -> dict[Any, Rename]:
             aten.unsafe_chunk.default,
             aten.unsafe_split.Tensor,
             aten.unsafe_split_with_sizes.default,
-        ],  # fmt: skip
+        ],
         _hsplit: [aten.hsplit.int, aten.hsplit.array],
         _vsplit: [aten.vsplit.int, aten.vsplit.array],
         _dsplit: [aten.dsplit.int, aten.dsplit.array],

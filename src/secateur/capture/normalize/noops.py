@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from secateur.capture.normalize.edit import arguments, aten, fact, mutates, overload, shape, static
+from secateur.capture.normalize.edit import arguments, aten, fact, mutates, operands, overload, shape, static
 
 _CHECKS = ("_assert_", "sym_constrain_range", "_functional_assert", "_functional_sym_constrain_range")
 
@@ -48,10 +49,9 @@ def _changes_nothing(node: fx.Node, devices: set[torch.device]) -> bool:
 
 def _is_whole(node: fx.Node) -> bool:
     """Whether a slice keeps everything."""
-    _, dim, start, end, *step = node.args
-    size = shape(node.args[0])[dim]  # type: ignore[index]
-    whole = isinstance(end, int) and end >= size if static(node.args[0], [dim]) else end == torch.iinfo(torch.int64).max  # type: ignore[list-item]
-    return start == 0 and whole and not step
+    source, dim, start, end, *step = operands(node)
+    enough = shape(source)[dim] if static(source, [dim]) else sys.maxsize
+    return start == 0 and isinstance(end, int) and end >= enough and not step
 
 
 def _is_same_shape(node: fx.Node) -> bool:
@@ -59,7 +59,7 @@ def _is_same_shape(node: fx.Node) -> bool:
 
 
 def _is_in_order(node: fx.Node) -> bool:
-    return node.args[1] == list(range(len(shape(node))))
+    return list(operands(node)[1]) == list(range(len(shape(node))))
 
 
 _COPIES = {

@@ -1,0 +1,64 @@
+"""Write the reordering of one dimension as what it is: a selection by a constant permutation."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import fx
+
+from secateur.capture.normalize.edit import aten, emit, is_call, leaf, operands, shape, symbolic, unused_name
+
+
+def select_shuffles(program: fx.GraphModule) -> None:
+    """Turn reshape, permute, reshape that reorders one dimension (channel shuffle) into ``index_select`` with a stored index."""
+    for node in list(program.graph.nodes):
+        if is_call(node, aten.reshape.default) and (found := _shuffle(node)) is not None:
+            source, dim, order = found
+            if order.equal(torch.arange(len(order))):
+                node.replace_all_uses_with(source)
+            else:
+                index = leaf(program, unused_name(program, "_permutation_0"), order.to(_device(program)), node)
+                node.replace_all_uses_with(emit(node, aten.index_select.default, source, dim, index, like=node))
+
+
+def _shuffle(merge: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
+    """What is shuffled, along which dimension, and the order in which it is read."""
+    move = operands(merge)[0]
+    split = operands(move)[0] if is_call(move, aten.permute.default) else None
+    if not is_call(split, aten.reshape.default):
+        return None
+    source = operands(split)[0]
+    whole, parts, result = _extents(source), _extents(split), _extents(merge)
+    head, tail = _common(whole, parts)
+    if shape(source) != shape(merge) or whole != result or len(whole) - head - tail != 1 or len(parts) - head - tail < 2:
+        return None
+    dim, size, _ = whole[head]
+    middle = parts[head : len(parts) - tail]
+    if symbolic(source, dim) or any(follows for _, _, follows in middle):
+        return None
+    places = [place for place, _, _ in parts]
+    order = [places.index(place) for place in operands(move)[1] if place in places]
+    inner = [place - head for place in order[head : len(parts) - tail]]
+    if order != [*range(head), *(place + head for place in inner), *range(len(parts) - tail, len(parts))] or sorted(inner) != list(
+        range(len(inner))
+    ):
+        return None
+    return source, dim, torch.arange(size).reshape([extent for _, extent, _ in middle]).permute(inner).flatten()
+
+
+def _extents(node: fx.Node) -> list[tuple[int, int, bool]]:
+    """The dimensions that hold more than one position: place, size, and whether the size follows an input."""
+    return [(dim, size, symbolic(node, dim)) for dim, size in enumerate(shape(node)) if size != 1 or symbolic(node, dim)]
+
+
+def _common(whole: list[tuple[int, int, bool]], parts: list[tuple[int, int, bool]]) -> tuple[int, int]:
+    """How many dimensions at the front and at the back are the same in both."""
+    pairs = [a[1:] == b[1:] for a, b in zip(whole, parts, strict=False)]
+    head = next((count for count, same in enumerate(pairs) if not same), len(pairs))
+    pairs = [a[1:] == b[1:] for a, b in zip(whole[head:][::-1], parts[head:][::-1], strict=False)]
+    return head, next((count for count, same in enumerate(pairs) if not same), len(pairs))
+
+
+def _device(program: fx.GraphModule) -> torch.device:
+    return next((tensor.device for tensor in chain(program.parameters(), program.buffers())), torch.device("cpu"))

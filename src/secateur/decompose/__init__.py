@@ -1,0 +1,49 @@
+"""Decompose layers: factors of lower rank in place of one kernel, with the rank given, measured or chosen for a budget."""
+
+from secateur.decompose.budget import ErrorCurve, RankAllocation, allocate_ranks, error_curve
+from secateur.decompose.cp import CP
+from secateur.decompose.factors import Decomposition, Factorized, check, decompose
+from secateur.decompose.layers import METHODS, Decomposable, acts_as_base, decomposable, decomposable_layers, replace_layers
+from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule, break_even, choose_rank
+from secateur.decompose.spec import Cost, LayerSpec, Refusal
+from secateur.decompose.svd import SVD, SpatialSVD
+from secateur.decompose.tucker import Tucker
+from secateur.decompose.vbmf import Evidence, calibrate_rank, evbmf
+from secateur.decompose.whiten import Moments, gather_moments, moments_of
+
+__all__ = [
+    "SVD",
+    "SpatialSVD",
+    "Tucker",
+    "CP",
+    "Decomposition",
+    "Factorized",
+    "Refusal",
+    "Cost",
+    "LayerSpec",
+    "decompose",
+    "check",
+    "METHODS",
+    "Decomposable",
+    "decomposable",
+    "decomposable_layers",
+    "acts_as_base",
+    "replace_layers",
+    "RankRule",
+    "ByHand",
+    "ByRatio",
+    "ByEnergy",
+    "ByVBMF",
+    "break_even",
+    "choose_rank",
+    "evbmf",
+    "Evidence",
+    "calibrate_rank",
+    "ErrorCurve",
+    "RankAllocation",
+    "error_curve",
+    "allocate_ranks",
+    "Moments",
+    "moments_of",
+    "gather_moments",
+]

@@ -1,0 +1,204 @@
+"""Alternating least squares for sums of rank-one kernels, from several starts at once, with extrapolation.
+
+Factors are `(starts, groups, n, r)`: out, in, then one for each spatial mode. The two large modes cost one matrix product each a sweep, for
+all starts together; the spatial modes ride on those products for nothing, so each is updated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from secateur.decompose.linalg import leading_left, ridge_solve
+from secateur.decompose.tucker import Unfolded
+
+Factors = tuple[Tensor, ...]
+# Called with the contraction of the kernel with the other factors `(starts, groups, n, r)`, the present factor, and those others.
+Update = Callable[[Tensor, Tensor, Factors], Tensor]
+
+_GROWTH, _SHORTEST, _LONGEST = 1.25, 0.5, 8.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """The kernel to be fitted, `(groups, out, in, *modes)`, with its layouts and its squared norm `(groups,)`."""
+
+    kernel: Tensor
+    unfolded: Unfolded
+    energy: Tensor
+
+    @classmethod
+    def of(cls, kernel: Tensor) -> Target:
+        """Prepare a kernel."""
+        return cls(kernel, Unfolded.of(kernel), kernel.flatten(1).square().sum(1))
+
+    def contract_in(self, factor: Tensor) -> Tensor:
+        """Contract the input channels with `(starts, groups, in, r)`, giving `(starts, groups, out, taps, r)`."""
+        return _apart(self.unfolded.contract_in(_together(factor)), factor.shape[0])
+
+    def contract_out(self, factor: Tensor) -> Tensor:
+        """Contract the output channels with `(starts, groups, out, r)`, giving `(starts, groups, in, taps, r)`."""
+        return _apart(self.unfolded.contract_out(_together(factor)), factor.shape[0])
+
+
+def _together(factor: Tensor) -> Tensor:
+    return factor.permute(1, 2, 0, 3).flatten(2)
+
+
+def _apart(product: Tensor, starts: int) -> Tensor:
+    return torch.unflatten(product, -1, (starts, -1)).permute(3, 0, 1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors and the squared error `(starts, groups)` of each."""
+
+    factors: Factors
+    error: Tensor
+
+    def best(self, count: int) -> Fit:
+        """Keep for each group its `count` best starts, best first."""
+        order = self.error.argsort(0)[:count]
+        group = torch.arange(order.shape[1], device=order.device)
+        return Fit(tuple(factor[order, group] for factor in self.factors), self.error[order, group])
+
+
+def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
+    """Multiply factors column by column: `(..., n1, r), (..., n2, r), ...` to `(..., n1 * n2 * ..., r)`."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product.unsqueeze(-2) * factor.unsqueeze(-3)).flatten(-3, -2)
+    return product
+
+
+def gram_product(factors: Sequence[Tensor]) -> Tensor:
+    """Multiply the Gram matrices of factors elementwise: the Gram matrix of their Khatri-Rao product."""
+    product = factors[0].mT @ factors[0]
+    for factor in factors[1:]:
+        product = product * (factor.mT @ factor)
+    return product
+
+
+def sweep(target: Target, factors: Factors, update: Update) -> Fit:
+    """Update every factor once, the spatial ones twice, and measure the error."""
+    out, inner, *spatial = factors
+    partial = target.contract_in(inner)
+    out = update(torch.einsum("sgokr,sgkr->sgor", partial, khatri_rao(spatial)), out, (inner, *spatial))
+    spatial = _spatial(torch.einsum("sgokr,sgor->sgkr", partial, out), spatial, (out, inner), update)
+    partial = target.contract_out(out)
+    inner = update(torch.einsum("sgikr,sgkr->sgir", partial, khatri_rao(spatial)), inner, (out, *spatial))
+    response = torch.einsum("sgikr,sgir->sgkr", partial, inner)
+    spatial = _spatial(response, spatial, (out, inner), update)
+    updated = (out, inner, *spatial)
+    overlap = (response * khatri_rao(spatial)).sum((-2, -1))
+    return Fit(updated, target.energy - 2 * overlap + gram_product(updated).sum((-2, -1)))
+
+
+def _spatial(response: Tensor, spatial: Sequence[Tensor], channels: Factors, update: Update) -> list[Tensor]:
+    shaped = torch.unflatten(response, 2, [factor.shape[2] for factor in spatial])
+    updated = list(spatial)
+    for mode in range(len(updated)):
+        others = [factor for other, factor in enumerate(updated) if other != mode]
+        updated[mode] = update(_contract_others(shaped, updated, mode), updated[mode], (*channels, *others))
+    return updated
+
+
+def _contract_others(shaped: Tensor, spatial: Sequence[Tensor], mode: int) -> Tensor:
+    for other, factor in enumerate(spatial):
+        if other != mode:
+            view = [*factor.shape[:2], *(1,) * len(spatial), factor.shape[-1]]
+            view[2 + other] = factor.shape[2]
+            shaped = (shaped * factor.reshape(view)).sum(2 + other, keepdim=True)
+    return shaped.flatten(2, -2)
+
+
+def least_squares(contracted: Tensor, _: Tensor, others: Factors) -> Tensor:
+    """Return the best factor, given the others."""
+    return ridge_solve(contracted, gram_product(others))
+
+
+def balance(factors: Factors) -> Factors:
+    """Give every column of a term the same norm in all factors, keeping the term; zero terms stay zero."""
+    norms = torch.stack([factor.norm(dim=-2) for factor in factors])
+    shared = norms.log().mean(0).exp()
+    scales = torch.where(shared > 0, shared / norms, 0)
+    return tuple(factor * scale.unsqueeze(-2) for factor, scale in zip(factors, scales, strict=True))
+
+
+def race(target: Target, starts: Factors, *, sweeps: int, tolerance: float) -> Fit:
+    """Fit from several starts, leaving the worse half behind after a few sweeps, until the best one has settled."""
+    fit = Fit(starts, torch.zeros(starts[0].shape[:2], dtype=target.energy.dtype, device=target.energy.device))
+    length = 15
+    while fit.error.shape[0] > 1:
+        fit = improve(target, fit.factors, sweeps=min(length, sweeps), tolerance=tolerance)
+        fit, length = fit.best((fit.error.shape[0] + 1) // 2), 2 * length
+    return improve(target, fit.factors, sweeps=sweeps, tolerance=tolerance)
+
+
+def improve(target: Target, factors: Factors, *, sweeps: int, tolerance: float) -> Fit:
+    """Improve factors by sweeps that start ahead of the last one, along the way that the last one went.
+
+    The stride grows while the error falls; a sweep that makes things worse is taken back and the next one goes without stride, so the error
+    never rises. Stops when a sweep without stride gains less than `tolerance` of the error.
+    """
+    best = sweep(target, balance(factors), least_squares)
+    previous, stride = best.factors, torch.zeros_like(best.error)
+    for _ in range(sweeps - 1):
+        trial = sweep(target, _ahead(best.factors, previous, stride), least_squares)
+        factors, better = balance(trial.factors), trial.error < best.error
+        slow = best.error - trial.error <= tolerance * best.error.abs() + 1e-14 * target.energy
+        if bool((slow & (stride == 0)).all()):
+            break
+        previous = _choose(better, best.factors, previous)
+        best = Fit(_choose(better, factors, best.factors), torch.where(better, trial.error, best.error))
+        stride = torch.where(better & ~slow, (stride * _GROWTH).clamp(_SHORTEST, _LONGEST), 0)
+    return best
+
+
+def _choose(condition: Tensor, yes: Factors, no: Factors) -> Factors:
+    return tuple(torch.where(condition[..., None, None], a, b) for a, b in zip(yes, no, strict=True))
+
+
+def _ahead(factors: Factors, previous: Factors, stride: Tensor) -> Factors:
+    return tuple(now + stride[..., None, None] * (now - before) for now, before in zip(factors, previous, strict=True))
+
+
+def subspace_start(kernel: Tensor, rank: int, generator: torch.Generator) -> Factors:
+    """Start from the leading subspace of each mode, filled up at random where the mode is smaller than the rank."""
+    factors = []
+    for mode in range(1, kernel.dim()):
+        unfolding = kernel.movedim(mode, 1).flatten(2)
+        known = leading_left(unfolding, min(rank, unfolding.shape[1]))
+        missing = _normal((kernel.shape[0], kernel.shape[mode], rank - known.shape[2]), generator, kernel)
+        factors.append(torch.cat([known, missing], 2))
+    return tuple(factors)
+
+
+def random_start(kernel: Tensor, rank: int, generator: torch.Generator) -> Factors:
+    """Start from normally distributed factors."""
+    return tuple(_normal((kernel.shape[0], size, rank), generator, kernel) for size in kernel.shape[1:])
+
+
+def tap_start(kernel: Tensor, rank: int) -> Factors:
+    """Start from the largest singular components of the matrices at the single taps, which are rank-one terms already.
+
+    Exact once the rank reaches taps * min(out, in).
+    """
+    groups, outputs, inputs, *modes = kernel.shape
+    left, values, right = torch.linalg.svd(kernel.reshape(groups, outputs, inputs, -1).permute(0, 3, 1, 2), full_matrices=False)
+    order = values.flatten(1).argsort(1, descending=True)[:, :rank]
+    tap, component = order // values.shape[2], order % values.shape[2]
+    group = torch.arange(groups, device=kernel.device).unsqueeze(1)
+    out = left[group, tap, :, component] * values[group, tap, component].unsqueeze(-1)
+    indices = torch.unravel_index(tap, modes)
+    spatial = [functional.one_hot(index, size).to(kernel) for index, size in zip(indices, modes, strict=True)]
+    rows = (out, right[group, tap, component], *spatial)
+    return tuple(functional.pad(term.mT, (0, rank - term.shape[1])) for term in rows)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)

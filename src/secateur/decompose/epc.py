@@ -1,0 +1,92 @@
+"""Error-preserving correction: smaller rank-one terms at the same error.
+
+Phan et al., ECCV 2020. Canonical fits of kernels hold large terms that cancel each other, and fine-tuning such factors diverges. For one
+factor A at a time, the others being given with Khatri-Rao product Z and term weights w_r = prod ||others_r||^2:
+
+    minimise sum_r w_r ||a_r||^2   subject to   ||T - A Z^T||_F <= delta
+
+which is ridge regression with the one ridge at which the error is delta: with unit columns Z' = Z w^(-1/2), Z'^T Z' = V diag(e) V^T,
+G = T Z' and b_k = (G V)_k e_k^(-1/2), the factor is A' = G V diag(mu / (1 + mu e)) V^T where mu solves
+sum_k ||b_k||^2 / (1 + mu e_k)^2 = delta^2 - ||T||^2 + ||b||^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.decompose.als import Factors, Fit, Target, balance, gram_product, sweep
+
+_NEWTON_STEPS = 60
+_EXACT = 1e-13
+
+
+def term_energy(factors: Factors) -> Tensor:
+    """Sum the squared norms of the rank-one terms, `(starts, groups)`."""
+    energies = torch.stack([factor.square().sum(-2) for factor in factors])
+    return energies.prod(0).sum(-1)
+
+
+def error_preserving_correction(target: Target, fit: Fit, *, slack: float = 1.0, sweeps: int = 50, tolerance: float = 1e-4) -> Fit:
+    """Shrink the terms of a fit while its error stays at most `slack` times what it is.
+
+    Stops when a sweep lowers the sum of squared term norms by less than `tolerance` of it.
+    """
+    bound = slack**2 * fit.error.clamp_min(0)
+    solve = _Constrained(target.energy, bound)
+    energy = term_energy(fit.factors)
+    for _ in range(sweeps):
+        swept = sweep(target, fit.factors, solve)
+        swept = Fit(balance(swept.factors), swept.error)
+        before, energy = energy, term_energy(swept.factors)
+        if not bool((energy < before).any()):
+            break
+        fit = swept
+        if bool((before - energy <= tolerance * before).all()):
+            break
+    return fit
+
+
+@dataclass(frozen=True)
+class _Constrained:
+    """The factor of least weighted norm whose squared error is at most `bound`; the present one where rounding leaves none."""
+
+    energy: Tensor
+    bound: Tensor
+
+    def __call__(self, contracted: Tensor, factor: Tensor, others: Factors) -> Tensor:
+        norms = torch.stack([other.norm(dim=-2) for other in others]).prod(0)
+        safe = norms.where(norms > 0, 1)
+        values, vectors = torch.linalg.eigh(gram_product(others) / (safe.unsqueeze(-1) * safe.unsqueeze(-2)))
+        values = values.clamp_min(0)
+        rotated = (contracted / safe.unsqueeze(-2)) @ vectors
+        held = values > _EXACT * values.amax(-1, keepdim=True)
+        captured = torch.where(held, rotated.square().sum(-2) / values.where(held, 1), 0)
+        allowed = self.bound - self.energy + captured.sum(-1)
+        strength, found = _ridge_strength(captured, values, allowed)
+        shrunk = strength.unsqueeze(-1) / (1 + strength.unsqueeze(-1) * values)
+        solution = (rotated * shrunk.unsqueeze(-2)) @ vectors.mT / safe.unsqueeze(-2)
+        feasible = found & (allowed > _EXACT * self.energy)
+        return torch.where(feasible[..., None, None], solution, factor)
+
+
+def _ridge_strength(captured: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve sum captured / (1 + mu values)^2 = allowed for mu, and say where that succeeded.
+
+    Newton on the inverse root of the sum, which is concave in mu: from 0 it approaches the root from below without overshooting.
+    """
+    wanted = allowed.clamp_min(torch.finfo(allowed.dtype).tiny)
+    strength = torch.zeros_like(allowed)
+    excess = captured.sum(-1) / wanted - 1
+    for _ in range(_NEWTON_STEPS):
+        shrink = 1 / (1 + strength.unsqueeze(-1) * values)
+        terms = captured * shrink**2
+        total = terms.sum(-1)
+        excess = total / wanted - 1
+        if bool((excess <= 1e-13).all()):
+            break
+        slope = (terms * shrink * values).sum(-1).clamp_min(torch.finfo(allowed.dtype).tiny)
+        strength = torch.where(excess > 0, strength + total / slope * ((total / wanted).sqrt() - 1), strength)
+    return strength, excess <= 1e-9

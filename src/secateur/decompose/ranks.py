@@ -1,0 +1,145 @@
+"""Choose the rank of one layer: by hand, by the part that is removed, by energy, or by evidence (VBMF)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from secateur.decompose.factors import Decomposition, Rank, check, too_narrow
+from secateur.decompose.linalg import squared_singular_values
+from secateur.decompose.spec import Cost, LayerSpec, Refusal, cost, read_spec, to_kernel
+from secateur.decompose.vbmf import calibrate_rank, vbmf_rank
+
+Measure = Literal["macs", "params"]
+
+
+class RankRule(Protocol):
+    """A way of choosing a rank, or of saying that a layer is better left alone."""
+
+    def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
+        """Choose the rank of a kernel `(groups, out, in, *extent)`; only called where the method applies."""
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Use the given rank: one value for all modes, or one for each (Tucker: in, out)."""
+
+    rank: int | tuple[int, ...]
+
+    def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
+        limits = method.limits(spec)
+        return (self.rank,) * len(limits) if isinstance(self.rank, int) else self.rank
+
+
+@dataclass(frozen=True)
+class ByRatio:
+    """Use the largest rank that removes at least this part of the layer's parameters or multiply-adds.
+
+    Tucker's ranks stay in proportion to the channels.
+    """
+
+    ratio: float
+    of: Measure = "params"
+    round_to: int = 1
+
+    def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
+        allowed = (1 - self.ratio) * _measure(cost([spec]), self.of)
+        rank = _largest(spec, method, allowed, of=self.of, round_to=self.round_to)
+        return rank or Refusal(f"no rank removes {self.ratio:.0%} of its {self.of}")
+
+
+@dataclass(frozen=True)
+class ByEnergy:
+    """Use the smallest rank that holds this part of the squared singular values, in each mode."""
+
+    energy: float = 0.9
+
+    def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
+        ranks = []
+        for unfolding in method.unfoldings(kernel):
+            held = squared_singular_values(unfolding).cumsum(-1)
+            short = held < self.energy * held[..., -1:]
+            ranks.append(min(int(short.sum(-1).max()) + 1, held.shape[-1]))
+        return method.from_mode_ranks(tuple(ranks))
+
+
+@dataclass(frozen=True)
+class ByVBMF:
+    """Use the rank that stands out of noise in each mode, moved by a calibration ratio in [-1, 1]: up is more accurate, down smaller.
+
+    ByVBMF(calibration=0.2)    # 32 of 64 becomes 38
+    """
+
+    calibration: float = 0.0
+    minimum: int = 1
+
+    def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
+        unfoldings = method.unfoldings(kernel)
+        found = [vbmf_rank(unfolding) for unfolding in unfoldings]
+        if min(found) == 0:
+            return Refusal("VBMF finds nothing in its weight that stands out of noise")
+        fulls = [min(unfolding.shape[-2:]) for unfolding in unfoldings]
+        moved = [calibrate_rank(rank, full, self.calibration, minimum=self.minimum) for rank, full in zip(found, fulls, strict=True)]
+        return method.from_mode_ranks(tuple(moved))
+
+
+def choose_rank(
+    layer: nn.Module,
+    method: Decomposition,
+    rule: RankRule,
+    *,
+    accept_dearer: bool = False,
+    trust_forward: bool = False,
+    size: Sequence[int] | None = None,
+) -> Rank | Refusal:
+    """Choose a layer's rank and check that the method applies at it and makes the layer cheaper."""
+    spec = read_spec(layer, trust_forward=trust_forward)
+    if isinstance(spec, Refusal):
+        return spec
+    obstacle = too_narrow(spec) or method.obstacle(spec)
+    if obstacle is not None:
+        return Refusal(obstacle)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    with torch.no_grad():
+        rank = rule(spec, to_kernel(weight.detach(), spec).double(), method)
+    return rank if isinstance(rank, Refusal) else check(spec, method, rank, accept_dearer=accept_dearer, size=size)
+
+
+def ladder(spec: LayerSpec, method: Decomposition, *, round_to: int = 1) -> list[Rank]:
+    """List ranks from small to full, in proportion where there are several, in steps of `round_to` of the largest."""
+    limits = method.limits(spec)
+    longest = max(limits)
+    steps = [*range(round_to, longest, round_to), longest]
+    return [tuple(_stepped(step * limit / longest, limit, round_to) for limit in limits) for step in steps]
+
+
+def break_even(spec: LayerSpec, method: Decomposition, *, of: Measure = "macs", size: Sequence[int] | None = None) -> Rank | None:
+    """Return the largest rank at which the factors still cost less than the layer, if there is one."""
+    return _largest(spec, method, _measure(cost([spec], size), of) - 1, of=of, size=size)
+
+
+def _stepped(value: float, limit: int, round_to: int) -> int:
+    return min(limit, max(min(round_to, limit), round_to * round(value / round_to)))
+
+
+def _largest(
+    spec: LayerSpec, method: Decomposition, allowed: float, *, of: Measure, size: Sequence[int] | None = None, round_to: int = 1
+) -> Rank | None:
+    # Cost grows along the ladder but where a mode becomes full; the rank that bisection ends on has been checked all the same.
+    ranks = ladder(spec, method, round_to=round_to)
+    fitting = bisect_right(ranks, allowed, key=lambda rank: _measure(_after(spec, method, rank, size), of))
+    return ranks[fitting - 1] if fitting else None
+
+
+def _after(spec: LayerSpec, method: Decomposition, rank: Rank, size: Sequence[int] | None) -> Cost:
+    return cost(list(method.layers(spec, rank).values()), size)
+
+
+def _measure(total: Cost, of: Measure) -> int:
+    return total.macs if of == "macs" else total.params

@@ -1,0 +1,168 @@
+"""Three layers from a Tucker decomposition along the channels of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from secateur.decompose.linalg import leading_eigenvectors, leading_left
+from secateur.decompose.spec import LayerSpec
+from secateur.decompose.whiten import Metric, regress_outputs
+
+# Ranks that are tried along each mode when the ranks of all layers are chosen together.
+_GRID = 32
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """A kernel laid out once for both contractions: `by_in` is `(groups, out * taps, in)`, `by_out` `(groups, in * taps, out)`."""
+
+    by_in: Tensor
+    by_out: Tensor
+    taps: int
+
+    @classmethod
+    def of(cls, kernel: Tensor) -> Unfolded:
+        """Lay out a kernel `(groups, out, in, *extent)`."""
+        groups, outputs, inputs = kernel.shape[:3]
+        flat = kernel.reshape(groups, outputs, inputs, -1)
+        by_in = flat.transpose(2, 3).reshape(groups, -1, inputs)
+        by_out = flat.permute(0, 2, 3, 1).reshape(groups, -1, outputs)
+        return cls(by_in, by_out, flat.shape[-1])
+
+    def contract_in(self, factor: Tensor) -> Tensor:
+        """Contract the input channels with `(groups, in, r)`, giving `(groups, out, taps, r)`."""
+        return torch.unflatten(self.by_in @ factor, 1, (-1, self.taps))
+
+    def contract_out(self, factor: Tensor) -> Tensor:
+        """Contract the output channels with `(groups, out, r)`, giving `(groups, in, taps, r)`."""
+        return torch.unflatten(self.by_out @ factor, 1, (-1, self.taps))
+
+
+@dataclass(frozen=True)
+class Tucker:
+    """Factorize a convolution into pointwise, spatial and pointwise layers of ranks (in, out).
+
+        W ~ C x_0 U_out x_1 U_in:   reduce = U_in^T, core = C, expand = U_out
+
+    Kim et al., ICLR 2016. HOSVD, then HOOI (each factor in turn, given the other) until the captured energy changes by less than
+    `tolerance`. With a metric the input channels are whitened; where it knows whole patches, core and output factor are then the best
+    under them (reduced rank regression). A mode of full rank needs no layer of its own, unless `keep_full`.
+    """
+
+    tolerance: float = 1e-7
+    iterations: int = 50
+    keep_full: bool = False
+
+    @property
+    def name(self) -> str:
+        return "tucker"
+
+    def obstacle(self, spec: LayerSpec) -> str | None:
+        """Refuse kernels without a spatial extent."""
+        return "its kernel is a matrix: use svd" if spec.taps == 1 else None
+
+    def limits(self, spec: LayerSpec) -> tuple[int, ...]:
+        return (spec.group_inputs, spec.group_outputs)
+
+    def layers(self, spec: LayerSpec, rank: tuple[int, ...]) -> Mapping[str, LayerSpec]:
+        """Describe the layers; the core carries stride, padding and dilation."""
+        narrow_in, narrow_out = self._narrowed(rank, self.limits(spec))
+        inner, outer = spec.groups * rank[0], spec.groups * rank[1]
+        layers = {"core": replace(spec, inputs=inner, outputs=outer, bias=spec.bias and not narrow_out)}
+        if narrow_in:
+            layers = {"reduce": spec.pointwise(spec.inputs, inner), **layers}
+        if narrow_out:
+            layers["expand"] = spec.pointwise(outer, spec.outputs, bias=spec.bias)
+        return layers
+
+    def unfoldings(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        return (kernel.transpose(1, 2).flatten(2), kernel.flatten(2))
+
+    def from_mode_ranks(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        return ranks
+
+    def squared_errors(self, kernel: Tensor, metric: Metric | None = None) -> Mapping[tuple[int, ...], float]:
+        """Return the error of truncated HOSVD, exactly, on a grid of rank pairs; HOOI can only lower it.
+
+        One rotation by the full factors serves all pairs: the energy of a corner of the core is what its ranks capture.
+        """
+        target = kernel if metric is None else torch.einsum("goi...,gij->goj...", kernel, metric.root()[0])
+        factor_in = leading_left(target.transpose(1, 2).flatten(2), target.shape[2])
+        factor_out = leading_left(target.flatten(2), target.shape[1])
+        energy = project(target, factor_in, factor_out).flatten(3).square().sum((0, 3))
+        lost = (energy.sum() - energy.cumsum(0).cumsum(1)).clamp_min(0)
+        grid_in, grid_out = _grid(target.shape[2]), _grid(target.shape[1])
+        return {(r_in, r_out): float(lost[r_out - 1, r_in - 1]) for r_in in grid_in for r_out in grid_out}
+
+    def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:
+        """Fit the factors of a kernel `(groups, out, in, *extent)`."""
+        root, inverse = (None, None) if metric is None else metric.root()
+        target = kernel if root is None else torch.einsum("goi...,gij->goj...", kernel, root)
+        factor_in, factor_out = hooi(target, rank, tolerance=self.tolerance, iterations=self.iterations)
+        core = project(target, factor_in, factor_out)
+        reduce = factor_in.mT if inverse is None else factor_in.mT @ inverse
+        if metric is not None and metric.patch is not None:
+            core, factor_out = _refit(kernel, reduce, metric.patch, rank[1])
+        return self._assemble(reduce, core, factor_out)
+
+    def _narrowed(self, rank: tuple[int, ...], limits: tuple[int, ...]) -> tuple[bool, bool]:
+        return (self.keep_full or rank[0] < limits[0], self.keep_full or rank[1] < limits[1])
+
+    def _assemble(self, reduce: Tensor, core: Tensor, expand: Tensor) -> dict[str, Tensor]:
+        rank, limits = (reduce.shape[1], expand.shape[2]), (reduce.shape[2], expand.shape[1])
+        narrow_in, narrow_out = self._narrowed(rank, limits)
+        ones = (1,) * (core.dim() - 3)
+        if not narrow_in:
+            core = torch.einsum("gor...,gri->goi...", core, reduce)
+        if not narrow_out:
+            core = torch.einsum("gsi...,gos->goi...", core, expand)
+        factors = {"reduce": reduce.reshape(*reduce.shape, *ones)} if narrow_in else {}
+        factors["core"] = core
+        if narrow_out:
+            factors["expand"] = expand.reshape(*expand.shape, *ones)
+        return factors
+
+
+def _grid(limit: int) -> list[int]:
+    return sorted({round(limit * step / _GRID) for step in range(1, _GRID + 1)} - {0})
+
+
+def hooi(kernel: Tensor, rank: tuple[int, ...], *, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Find orthonormal factors `(groups, in, r_in)` and `(groups, out, r_out)` that capture most of a kernel.
+
+    Starts from HOSVD; no iteration lowers the captured energy.
+    """
+    unfolded = Unfolded.of(kernel)
+    factor_in = leading_left(kernel.transpose(1, 2).flatten(2), rank[0])
+    factor_out = leading_left(kernel.flatten(2), rank[1])
+    whole = kernel.square().sum()
+    captured = project(kernel, factor_in, factor_out).square().sum()
+    for _ in range(iterations):
+        factor_out = leading_left(unfolded.contract_in(factor_in).flatten(2), rank[1])
+        partial = unfolded.contract_out(factor_out).flatten(2)
+        factor_in = leading_left(partial, rank[0])
+        before, captured = captured, (factor_in.mT @ partial).square().sum()
+        if bool(captured - before <= tolerance * whole):
+            break
+    return factor_in, factor_out
+
+
+def project(kernel: Tensor, factor_in: Tensor, factor_out: Tensor) -> Tensor:
+    """Return the core `(groups, r_out, r_in, *extent)` of a kernel under orthonormal factors."""
+    partial = torch.einsum("goi...,gos->gsi...", kernel, factor_out)
+    return torch.einsum("gsi...,gir->gsr...", partial, factor_in)
+
+
+def _refit(kernel: Tensor, reduce: Tensor, patch: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Fit core and output factor under the patch covariance, given the input factor: reduced rank regression."""
+    groups, _, inputs, *extent = kernel.shape
+    identity = torch.eye(patch.shape[-1] // inputs, dtype=kernel.dtype, device=kernel.device)
+    patterns = torch.stack([torch.kron(one.contiguous(), identity) for one in reduce])
+    weights, response = regress_outputs(kernel.flatten(2), patterns, patch)
+    expand = leading_eigenvectors(weights @ response @ weights.mT, rank)
+    core = (expand.mT @ weights).reshape(groups, rank, reduce.shape[1], *extent)
+    return core, expand

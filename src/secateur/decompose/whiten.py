@@ -1,0 +1,211 @@
+"""What the inputs of a layer look like, so that a decomposition can spend its rank where inputs are.
+
+For a layer Y = W x the squared output error of W' is tr((W - W') C (W - W')^T) with C the covariance of x, once the bias has taken up the
+mean: b' = b + (W - W') mean(x). For a convolution x is a patch; where patches are too large, the covariance of the channels at one position
+stands for it, shared by all taps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.decompose.linalg import ridge_solve, symmetric_root
+from secateur.decompose.spec import LayerSpec, Refusal, read_spec
+from secateur.errors import SelectionError
+
+# Elements of an unfolded chunk; bounds memory, changes nothing else.
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the inputs of one layer: how many, their total `(groups, d)` and their outer products `(groups, d, d)`.
+
+    Sums add up: `a + b` holds what one pass over both sets of inputs would have given.
+    """
+
+    count: int
+    total: Tensor
+    outer: Tensor
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    def covariance(self, *, centred: bool) -> Tensor:
+        """Return the covariance of the inputs, or their second moment where they are not centred."""
+        second = self.outer / self.count
+        return second - self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2) if centred else second
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The norm in which a kernel's error counts: `channel` is `(groups, in, in)`, `patch` `(groups, in * taps, in * taps)` or None."""
+
+    channel: Tensor
+    patch: Tensor | None
+    mean: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, spec: LayerSpec, *, centred: bool) -> Metric:
+        """Make the metric of a layer from the moments of its inputs; centred if the bias takes up the mean."""
+        covariance, mean = moments.covariance(centred=centred), moments.mean
+        width, taps = spec.group_inputs, spec.taps
+        if covariance.shape[:2] == (spec.groups, width * taps):
+            blocks = covariance.reshape(spec.groups, width, taps, width, taps)
+            channel = blocks.diagonal(dim1=2, dim2=4).mean(-1)
+            return cls(channel, covariance, mean.reshape(spec.groups, width, taps))
+        if covariance.shape[:2] != (spec.groups, width):
+            raise SelectionError(
+                f"moments of width {tuple(covariance.shape[:2])} do not belong to a layer with {spec.groups} x {width} inputs"
+            )
+        # A position of a transposed convolution's output receives one in prod(stride) taps.
+        share = math.prod(spec.stride) if spec.transposed else 1
+        return cls(covariance, None, (mean / share).unsqueeze(-1).expand(-1, -1, taps))
+
+    def to(self, like: Tensor) -> Metric:
+        """Move to the dtype and device of another tensor."""
+        return Metric(self.channel.to(like), None if self.patch is None else self.patch.to(like), self.mean.to(like))
+
+    def root(self) -> tuple[Tensor, Tensor]:
+        """Return a root of the channel covariance and its inverse."""
+        return symmetric_root(self.channel)
+
+    def norm(self, kernel: Tensor) -> float:
+        """Measure a kernel `(groups, out, in, *extent)` by the output it makes."""
+        flat = kernel.flatten(3) if kernel.dim() > 3 else kernel.unsqueeze(-1)
+        if self.patch is not None:
+            rows = flat.flatten(2)
+            return math.sqrt(max(float(((rows @ self.patch) * rows).sum()), 0.0))
+        return math.sqrt(max(float((torch.einsum("goik,gij->gojk", flat, self.channel) * flat).sum()), 0.0))
+
+    def mean_output(self, kernel: Tensor) -> Tensor:
+        """Return the mean output `(out,)` of a kernel, without bias."""
+        flat = kernel.flatten(3) if kernel.dim() > 3 else kernel.unsqueeze(-1)
+        return torch.einsum("goik,gik->go", flat, self.mean).flatten()
+
+
+def regress_outputs(kernel: Tensor, patterns: Tensor, patch: Tensor, *, ridge: float = 1e-9) -> tuple[Tensor, Tensor]:
+    """Fit `kernel ~ weights @ patterns` by least squares over the patches.
+
+    Shapes: kernel `(groups, out, d)`, patterns `(groups, r, d)`, patch covariance `(groups, d, d)`. Returns the weights `(groups, out, r)`
+    and the covariance `(groups, r, r)` of what the patterns respond with.
+    """
+    seen = patterns @ patch
+    response = seen @ patterns.mT
+    return ridge_solve(kernel @ seen.mT, response, ridge=ridge), response
+
+
+def moments_of(layer: nn.Module, inputs: Tensor, *, patch_limit: int = 0, trust_forward: bool = False) -> Moments:
+    """Gather the moments of one batch of a layer's inputs; patches are used where they have at most `patch_limit` elements."""
+    spec = read_spec(layer, trust_forward=trust_forward)
+    if isinstance(spec, Refusal):
+        raise SelectionError(f"no input moments for {layer}: {spec.reason}")
+    return _gather(spec, inputs, patch_limit)
+
+
+def gather_moments(
+    model: nn.Module, names: Sequence[str], batches: Iterable[Any], *, patch_limit: int = 0, trust_forward: bool = False
+) -> dict[str, Moments]:
+    """Run batches through a model and gather the moments of the inputs of the named layers.
+
+    A batch is what the model is called with: a tensor, a tuple of arguments, or a mapping of keywords.
+    """
+    specs = {name: read_spec(model.get_submodule(name), trust_forward=trust_forward) for name in names}
+    gathered: dict[str, Moments] = {}
+
+    def watch(name: str, spec: LayerSpec, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        moments = _gather(spec, arguments[0] if arguments else keywords["input"], patch_limit)
+        gathered[name] = gathered[name] + moments if name in gathered else moments
+
+    hooks = []
+    try:
+        for name, spec in specs.items():
+            if isinstance(spec, Refusal):
+                raise SelectionError(f"no input moments for layer {name}: {spec.reason}")
+            hook = _hook(watch, name, spec)
+            hooks.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+        with _evaluating(model), torch.no_grad():
+            for batch in batches:
+                _call(model, batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return gathered
+
+
+def _hook(watch: Any, name: str, spec: LayerSpec) -> Any:
+    return lambda _, arguments, keywords: watch(name, spec, arguments, keywords)
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, tuple | list):
+        model(*batch)
+    else:
+        model(batch)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _gather(spec: LayerSpec, inputs: Tensor, patch_limit: int) -> Moments:
+    inputs = inputs.detach()
+    if not spec.extent:
+        return _moments(inputs.reshape(1, -1, spec.inputs))
+    if inputs.dim() == len(spec.extent) + 1:
+        inputs = inputs.unsqueeze(0)
+    patches = not spec.transposed and (spec.taps == 1 or spec.group_inputs * spec.taps <= patch_limit)
+    elements = inputs[0].numel() * (spec.taps if patches else 1)
+    parts = [_moments(_rows(spec, part, patches=patches)) for part in torch.split(inputs, max(1, _CHUNK // elements))]
+    return sum(parts[1:], start=parts[0])
+
+
+def _rows(spec: LayerSpec, inputs: Tensor, *, patches: bool) -> Tensor:
+    """Lay the inputs out as `(groups, positions, in [* taps])`."""
+    axes = len(spec.extent)
+    if patches:
+        inputs = _padded(inputs, spec)
+        for axis, (k, s, d) in enumerate(zip(spec.extent, spec.stride, spec.dilation, strict=True)):
+            inputs = inputs.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    else:
+        inputs = inputs.reshape(*inputs.shape, *(1,) * axes)
+    grouped = torch.unflatten(inputs, 1, (spec.groups, spec.group_inputs))
+    positions = grouped.movedim(2, 2 + axes)  # (batch, groups, *positions, in, *taps)
+    return positions.movedim(1, 0).flatten(-axes - 1).flatten(1, -2)
+
+
+def _padded(inputs: Tensor, spec: LayerSpec) -> Tensor:
+    if isinstance(spec.padding, str):
+        totals = [d * (k - 1) if spec.padding == "same" else 0 for k, d in zip(spec.extent, spec.dilation, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(p, p) for p in spec.padding]
+    amounts = [side for pair in reversed(sides) for side in pair]
+    return functional.pad(inputs, amounts, mode="constant" if spec.padding_mode == "zeros" else spec.padding_mode)
+
+
+def _moments(rows: Tensor) -> Moments:
+    precise = rows if rows.dtype == torch.float64 or rows.device.type == "mps" else rows.float()
+    outer = precise.mT @ precise
+    return Moments(rows.shape[1], precise.sum(1).cpu().double(), outer.cpu().double())

@@ -1,0 +1,199 @@
+"""Decomposition under the statistics of a layer's inputs."""
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose, error_curve, gather_moments, moments_of
+from secateur.decompose.spec import read_spec, to_kernel
+from secateur.decompose.whiten import Metric
+from secateur.errors import SelectionError
+
+OPTIONS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"dilation": 2, "padding": "same"},
+    {"padding": (2, 1), "padding_mode": "reflect"},
+    {"groups": 2, "padding": 1, "padding_mode": "circular"},
+]
+
+
+def correlated(*shape, seed=0):
+    """Inputs whose channels (dimension 1) are correlated, of unequal variance, and not centred."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(shape[1], shape[1], generator=generator, dtype=torch.float64) * torch.logspace(
+        0, -2, shape[1], dtype=torch.float64
+    )
+    raw = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.7
+    return torch.einsum("bc...,dc->bd...", raw, mixing)
+
+
+def rms(tensor):
+    return float(tensor.square().mean().sqrt())
+
+
+def test_moments_of_a_linear_layer_are_those_of_its_inputs():
+    x = correlated(50, 6)
+    moments = moments_of(nn.Linear(6, 3, dtype=torch.float64), x.reshape(5, 10, 6))
+    assert moments.count == 50
+    torch.testing.assert_close(moments.mean[0], x.mean(0))
+    torch.testing.assert_close(moments.covariance(centred=True)[0], torch.cov(x.mT, correction=0))
+    torch.testing.assert_close(moments.covariance(centred=False)[0], x.mT @ x / 50)
+
+
+def test_moments_add_up():
+    x, layer = correlated(8, 4, 6, 6), nn.Conv2d(4, 4, 3, dtype=torch.float64)
+    whole, parts = moments_of(layer, x), moments_of(layer, x[:3]) + moments_of(layer, x[3:])
+    assert whole.count == parts.count
+    torch.testing.assert_close(whole.outer, parts.outer)
+    torch.testing.assert_close(whole.total, parts.total)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_patch_moments_measure_the_output_exactly(options):
+    layer = nn.Conv2d(4, 6, (3, 2), dtype=torch.float64, **options)
+    x = correlated(5, 4, 8, 9)
+    metric = Metric.of(moments_of(layer, x, patch_limit=100), read_spec(layer), centred=False)
+    output = layer(x) - layer.bias.reshape(-1, 1, 1)
+    kernel = to_kernel(layer.weight.detach(), read_spec(layer))
+    positions = output.numel() // 6
+    assert metric.norm(kernel) == pytest.approx(float(output.detach().norm()) / positions**0.5)
+    torch.testing.assert_close(metric.mean_output(kernel), output.detach().mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 2}, {"padding": 1}], ids=str)
+def test_moments_of_a_pointwise_convolution_measure_its_output_exactly(options):
+    layer = nn.Conv1d(4, 6, 1, dtype=torch.float64, **options)
+    x = correlated(5, 4, 9)
+    metric = Metric.of(moments_of(layer, x), read_spec(layer), centred=False)
+    output = (layer(x) - layer.bias.reshape(-1, 1)).detach()
+    assert metric.norm(to_kernel(layer.weight.detach(), read_spec(layer))) == pytest.approx(rms(output) * 6**0.5)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(10, 16), nn.Linear(16, 10), nn.Conv2d(12, 16, 1, stride=2, groups=2)], ids=str)
+def test_the_whitened_error_is_the_tail_of_the_whitened_spectrum(layer):
+    layer = layer.double()
+    x = correlated(400, layer.weight.shape[1]) if isinstance(layer, nn.Linear) else correlated(9, 12, 8, 8)
+    moments = moments_of(layer, x)
+    found = decompose(layer, SVD(), 4, moments=moments, accept_dearer=True)
+    lost = (layer(x) - found.module(x)).detach().movedim(1, -1).flatten(0, -2)
+    squares = decompose(layer, SVD(), 4, accept_dearer=True).weight  # the plain one, for comparison
+    spec = read_spec(layer)
+    root = Metric.of(moments, spec, centred=True).root()[0]
+    values = torch.linalg.svdvals(to_kernel(layer.weight.detach(), spec).flatten(2) @ root)
+    tail = float(values[:, 4:].norm())
+    assert float(lost.norm()) / lost.shape[0] ** 0.5 == pytest.approx(tail, rel=1e-6)
+    assert found.output_error == pytest.approx(tail / float(values.norm()), rel=1e-6)
+    torch.testing.assert_close(lost.mean(0), torch.zeros_like(lost[0]), rtol=0, atol=1e-9)
+    assert Metric.of(moments, spec, centred=True).norm(to_kernel(layer.weight.detach() - squares, spec)) > 1.1 * tail
+    curve = error_curve(layer, SVD(), moments=moments, of="params")
+    if (4,) in curve.ranks:
+        assert curve.errors[curve.ranks.index((4,))] == pytest.approx(found.output_error**2, rel=1e-6)
+
+
+def test_a_deficient_covariance_still_gives_the_best_layer():
+    layer = nn.Linear(12, 9, dtype=torch.float64)
+    x = correlated(5, 12)  # fewer samples than inputs
+    found = decompose(layer, SVD(), 4, moments=moments_of(layer, x), accept_dearer=True)
+    torch.testing.assert_close(found.module(x), layer(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [Tucker(), CP(), CP(separable=False), SpatialSVD()], ids=repr)
+@pytest.mark.parametrize("patch_limit", [0, 1000])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_data_aware_factors_lose_less_of_the_output_than_plain_ones(method, patch_limit, transposed):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(8, 10, 3, padding=1, stride=2, dtype=torch.float64)
+    x = correlated(6, 8, 12, 12)
+    moments = moments_of(layer, x, patch_limit=patch_limit)
+    rank = (4, 5) if isinstance(method, Tucker) else 6
+    aware, plain = (decompose(layer, method, rank, moments=given, accept_dearer=True) for given in (moments, None))
+    lost = [rms((found.module(x) - layer(x)).detach()) for found in (aware, plain)]
+    assert lost[0] < 0.8 * lost[1]
+
+
+@pytest.mark.parametrize("method", [Tucker(), CP(), SpatialSVD()], ids=lambda method: method.name)
+def test_the_bias_takes_up_the_mean_of_what_is_lost(method):
+    layer, x = nn.Conv2d(8, 10, 3, padding=1, stride=2, dtype=torch.float64), correlated(6, 8, 12, 12)
+    found = decompose(layer, method, 4, moments=moments_of(layer, x, patch_limit=1000))
+    torch.testing.assert_close(
+        (layer(x) - found.module(x)).detach().mean((0, 2, 3)), torch.zeros(10, dtype=torch.float64), rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_without_patches_the_bias_takes_up_the_loss_at_a_constant_input(kind, stride):
+    layer, x = kind(8, 10, 3, stride=stride, dtype=torch.float64), correlated(6, 8, 12, 12)
+    found = decompose(layer, Tucker(), 4, moments=moments_of(layer, x))
+    constant = x.mean((0, 2, 3)).reshape(1, 8, 1, 1).expand(1, 8, 20, 20)
+    inside = (layer(constant) - found.module(constant)).detach()[..., 2:-3, 2:-3]
+    inside = inside[..., : inside.shape[2] // 2 * 2, : inside.shape[3] // 2 * 2]
+    torch.testing.assert_close(inside.mean((0, 2, 3)), torch.zeros(10, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [Tucker(), CP()], ids=repr)
+def test_patches_explain_more_than_channels(method):
+    layer = nn.Conv2d(6, 8, 3, dtype=torch.float64)
+    x = nn.functional.avg_pool2d(correlated(6, 6, 20, 20), 3, 1)  # neighbouring positions are alike
+    rank = (3, 4) if isinstance(method, Tucker) else 4
+    lost = []
+    for patch_limit in (0, 100):
+        found = decompose(layer, method, rank, moments=moments_of(layer, x, patch_limit=patch_limit))
+        lost.append(rms((found.module(x) - layer(x)).detach()))
+    assert lost[1] < 0.95 * lost[0]
+
+
+def test_bias_is_corrected_only_on_request_and_made_where_missing():
+    layer, x = nn.Linear(12, 9, bias=False, dtype=torch.float64), correlated(50, 12)
+    moments = moments_of(layer, x)
+    corrected, kept = (decompose(layer, SVD(), 2, moments=moments, correct_bias=correct) for correct in (True, False))
+    assert kept.module.expand.bias is None
+    assert kept.bias is None
+    torch.testing.assert_close(corrected.bias, (layer(x) - nn.functional.linear(x, corrected.weight)).detach().mean(0))
+    assert corrected.after.params == sum(p.numel() for p in corrected.module.parameters())
+    assert rms((corrected.module(x) - layer(x)).detach()) < rms((kept.module(x) - layer(x)).detach())
+
+
+@pytest.mark.parametrize("method", [Tucker(), CP(), SpatialSVD()], ids=repr)
+def test_full_rank_reproduces_the_layer_under_a_metric_too(method):
+    layer = nn.Conv2d(6, 8, 3, padding=1, groups=2, dtype=torch.float64)
+    x = correlated(4, 6, 7, 7)
+    for patch_limit in (0, 100):
+        moments = moments_of(layer, x, patch_limit=patch_limit)
+        found = decompose(layer, method, method.limits(read_spec(layer)), moments=moments, accept_dearer=True)
+        torch.testing.assert_close(found.module(x), layer(x), rtol=0, atol=1e-7)
+
+
+class Twice(nn.Module):
+    """A model that calls one layer twice, once by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4, dtype=torch.float64)
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x, *, scale=1.0):
+        return self.first(input=self.drop(self.first(x)) * scale)
+
+
+def test_moments_are_gathered_at_every_call_and_leave_no_trace():
+    model = Twice().train()
+    x = correlated(10, 4)
+    for batches in ([x[:4], x[4:]], [(x[:4],), [x[4:]]], [{"x": x, "scale": 1.0}]):
+        moments = gather_moments(model, ["first"], batches)["first"]
+        assert moments.count == 20
+        torch.testing.assert_close(moments.total[0], x.sum(0) + model.first(x).detach().sum(0))
+    assert model.training
+    assert model.drop.training
+    assert not model.first._forward_pre_hooks
+
+
+def test_moments_of_the_wrong_layer_are_refused():
+    moments = moments_of(nn.Linear(6, 3, dtype=torch.float64), correlated(9, 6))
+    with pytest.raises(SelectionError, match="do not belong"):
+        decompose(nn.Linear(7, 7), SVD(), 2, moments=moments)
+    with pytest.raises(SelectionError, match="no input moments for layer drop"):
+        gather_moments(Twice(), ["drop"], [])
+    with pytest.raises(SelectionError, match="no input moments for ReLU"):
+        moments_of(nn.ReLU(), torch.ones(2, 2))

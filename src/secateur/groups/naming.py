@@ -1,0 +1,84 @@
+"""Names that a person knows: of the module that makes the channels, or of the sum or product where producers meet."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from secateur.groups.fields import NONE
+from secateur.groups.group import ChannelGroup, Member
+from secateur.groups.solve import Solution
+
+
+def module_of(tensor: str) -> str:
+    """The module that a weight belongs to: ``layer1.0.conv1`` for ``layer1.0.conv1.weight``."""
+    return re.sub(r"\.?parametrizations\..*$", "", tensor.rpartition(".")[0]) if "." in tensor else ""
+
+
+class Names:
+    """Names groups of one solution."""
+
+    def __init__(self, solution: Solution) -> None:
+        self._nodes = {n.name: n for n in solution.walk.capture.graph.nodes}
+        self._sums = self._by_class(solution, "joined")
+        self._dots = self._by_class(solution, "dot")
+        self._mixed = self._by_class(solution, "mixed")
+
+    def _by_class(self, solution: Solution, role: str) -> dict[int, str]:
+        """The first node at which labels of each class play a role."""
+        out: dict[int, str] = {}
+        for labels, found, node in solution.ledger.roles:
+            if found == role:
+                for each in np.unique(solution.classes[labels[labels != NONE]]).tolist():
+                    out.setdefault(each, node)
+        return out
+
+    def channel_name(self, classes: Sequence[int], members: Sequence[Member]) -> str:
+        """The name of a group of channels."""
+        writers = list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in members if m.role == "writes"))
+        makers = writers or list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in members))
+        if any(c in self._dots for c in classes[:1]):
+            return _joined(_common(makers), "qk")
+        if len(writers) > 1 and classes[0] in self._sums:
+            node = self._nodes[self._sums[classes[0]]]
+            return _joined(node.meta.get("module", ""), node.name if not node.meta.get("module") else "add")
+        return makers[0]
+
+    def block_name(self, members: Sequence[Member], inside: Sequence[int]) -> str:
+        """The name of a group of blocks."""
+        writers = list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in members if m.role == "writes"))
+        makers = writers or [module_of(m.tensor) or m.tensor for m in members]
+        heads = any(c in self._dots or c in self._mixed for c in inside)
+        return _joined(_common(makers) if heads else makers[0], "heads" if heads else "groups")
+
+    def settled(self, groups: list[ChannelGroup]) -> list[ChannelGroup]:
+        """The groups in graph order, with names that differ: values get ``.v``, further ones a number."""
+        shared = Counter(name for g in groups for name in g.aliases)
+        named = [replace(g, name=f"{g.name}.v") if shared[g.name] > 1 and self._is_value(g) else g for g in groups]
+        seen: Counter[str] = Counter()
+        out = []
+        for group in named:
+            seen[group.name] += 1
+            number = seen[group.name]
+            out.append(group if number == 1 else replace(group, name=f"{group.name}.{number}"))
+        return out
+
+    def _is_value(self, group: ChannelGroup) -> bool:
+        return group.kind == "channels" and group.prunable and int(group.classes[0]) in self._mixed
+
+
+def _joined(path: str, last: str) -> str:
+    return f"{path}.{last}" if path else last
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The module that holds all of these: the module itself if there is only one."""
+    if len(paths) == 1:
+        return paths[0]
+    prefix = os.path.commonprefix([p.split(".") for p in paths])
+    return ".".join(prefix)

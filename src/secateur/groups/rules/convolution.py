@@ -1,0 +1,128 @@
+"""Convolutions of one to three dimensions: plain, grouped, depthwise, transposed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.groups.fields import Field, Fields, along
+from secateur.groups.ledger import Rectangle
+from secateur.groups.meeting import Shaped, meet
+from secateur.groups.rules.contraction import product
+from secateur.groups.rules.registry import Call, Operand, Outcome, rule
+
+SPATIAL = "efgh"
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
+def convolution(call: Call) -> Outcome:
+    """Channels contract with the weight's input side; the weight's output side labels the result."""
+    return _convolve(call, call["input"], call["weight"], call["bias"], call["groups"], transposed=False)
+
+
+@rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+def transposed_convolution(call: Call) -> Outcome:
+    """As a convolution, with a weight of shape ``(in, out / groups, ...)``."""
+    return _convolve(call, call["input"], call["weight"], call["bias"], call["groups"], transposed=True)
+
+
+@rule("aten.convolution")
+def general_convolution(call: Call) -> Outcome:
+    """The one operator behind all of them."""
+    return _convolve(call, call["input"], call["weight"], call["bias"], call["groups"], transposed=call["transposed"])
+
+
+def _convolve(call: Call, x: Operand, weight: Operand, bias: Operand | None, groups: int, *, transposed: bool) -> Outcome:
+    spatial = len(weight.shape) - 2
+    if len(x.shape) == spatial + 1:
+        return call.refuse("a convolution without a batch dimension has no rule")
+    x, weight = _hold_spatial(call, x, weight)
+    if groups == 1:
+        fields = _plain(call, x, weight, transposed=transposed)
+    else:
+        fields = _grouped(call, x, weight, groups, transposed=transposed)
+    if bias is not None:
+        lifted = tuple(Field(f.labels.reshape(-1, *[1] * spatial), f.block) for f in bias.fields)
+        fields = meet(call.ledger, [Shaped(call.shape, fields), Shaped((bias.shape[0], *[1] * spatial), lifted)], len(call.shape))
+    return fields
+
+
+def _hold_spatial(call: Call, x: Operand, weight: Operand) -> tuple[Operand, Operand]:
+    """Keep labels along kernel and spatial dimensions whole, unless the kernel mixes nothing."""
+    kernel = weight.shape[2:]
+    mixes = any(k > 1 for k in kernel) or tuple(call.shape[2:]) != tuple(x.shape[2:])
+    spatial = frozenset(range(2, len(weight.shape)))
+    weight = _without(call, weight, spatial, "dimension of a convolution kernel")
+    return (_without(call, x, spatial, "dimension over which a convolution slides") if mixes else x), weight
+
+
+def _without(call: Call, operand: Operand, dims: frozenset[int], text: str) -> Operand:
+    held = tuple(f for f in operand.fields if f.dims & dims)
+    call.ledger.freeze_fields(held, text)
+    fields = tuple(f for f in operand.fields if not f.dims & dims)
+    return Operand(operand.shape, fields, operand.value, operand.leaf, operand.parametric)
+
+
+def _plain(call: Call, x: Operand, weight: Operand, *, transposed: bool) -> Fields:
+    spatial = SPATIAL[: len(weight.shape) - 2]
+    flat = Operand(weight.shape[:2], tuple(Field(f.labels.reshape(f.labels.shape[:2]), f.block) for f in weight.fields), parametric=weight.parametric)
+    return product(call, [x, flat], ["bi" + spatial, "io" if transposed else "oi"], "bo" + spatial)
+
+
+def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed: bool) -> Fields:
+    """Rows of equal counts on both sides: one row a group, and one block label for the group."""
+    rank, channels, out = len(x.shape), x.shape[1], call.shape[1]
+    others = tuple(f for f in x.fields if 1 not in f.dims)
+    joint = [f for f in x.fields if 1 in f.dims and len(f.dims) > 1]
+    mine = [f for f in x.fields if f.dims == {1}]
+    weights = [f for f in weight.fields if f.dims == {0}]
+    if joint or len(mine) != 1 or len(weights) != 1 or not weight.leaf:
+        return _bare_group(call, x, weight, others)
+    inputs, slots = mine[0].labels.reshape(groups, -1), weights[0].labels.ravel()
+    call.ledger.note(weight.fields, frozenset({0}), "carries" if channels == groups else "writes")
+    if transposed:
+        return _grouped_transposed(call, weight, inputs, slots, groups, others)
+    labels = slots.reshape(groups, -1)
+    if channels == groups:
+        call.ledger.unite(inputs, labels)
+        _orphan(call, weight)
+    else:
+        _join_groups(call, inputs, labels)
+        own = call.ledger.grouped.setdefault(weight.leaf, call.ledger.fresh(channels).reshape(groups, -1))
+        call.ledger.unite(inputs, own)
+        call.ledger.roles.append((own.ravel(), "reads", call.ledger.place.node))
+        _orphan(call, weight)
+    return (*others, Field(along(labels.reshape(out), 1, rank)))
+
+
+def _grouped_transposed(call: Call, weight: Operand, inputs: np.ndarray, slots: np.ndarray, groups: int, others: Fields) -> Fields:
+    """Weight ``(in, out / groups, ...)``: dimension 0 reads; the output side has slots for each group."""
+    call.ledger.unite(inputs, slots.reshape(groups, -1))
+    out = call.shape[1]
+    assert weight.leaf
+    own = call.ledger.grouped.setdefault(weight.leaf, call.ledger.fresh(out).reshape(groups, -1))
+    call.ledger.roles.append((own.ravel(), "writes", call.ledger.place.node))
+    if inputs.shape[1] == 1 and own.shape[1] == 1:
+        call.ledger.unite(inputs, own)
+    else:
+        _join_groups(call, inputs, own)
+    _orphan(call, weight)
+    return (*others, Field(along(own.reshape(out), 1, len(call.shape))))
+
+
+def _join_groups(call: Call, inputs: np.ndarray, outputs: np.ndarray) -> None:
+    block = call.ledger.fresh(inputs.shape[0])
+    for table in (inputs, outputs):
+        call.ledger.contain(block[:, None], table)
+        call.ledger.rectangles.append(Rectangle(table, block, call.ledger.place.node))
+
+
+def _orphan(call: Call, weight: Operand) -> None:
+    """Dimension 1 of a grouped weight is cut by the slots of its groups, not by labels of its own."""
+    call.ledger.orphans.add((str(weight.leaf), 1))
+
+
+def _bare_group(call: Call, x: Operand, weight: Operand, others: Fields) -> Fields:
+    text = "enters a grouped convolution whose channels or weights carry no plain labels"
+    call.ledger.freeze_fields(tuple(f for f in x.fields if 1 in f.dims), text)
+    call.ledger.freeze_fields(weight.fields, text)
+    return others

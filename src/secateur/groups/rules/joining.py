@@ -1,0 +1,211 @@
+"""Concatenation, stacking, repetition and padding."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from secateur.groups.fields import NONE, Field, Fields, along
+from secateur.groups.meeting import Shaped, meet
+from secateur.groups.rules.registry import Call, Operand, Outcome, rule
+from secateur.groups.rules.view import viewed
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate")
+def cat(call: Call) -> Outcome:
+    """Along the joined dimension labels follow one another; along the others they meet."""
+    parts = [p for p in call["tensors"] if p.shape != (0,)]
+    dim = call["dim"] % len(call.shape)
+    return joined(call, parts, dim)
+
+
+def joined(call: Call, parts: list[Operand], dim: int) -> Fields:
+    """Fields of parts laid one after the other."""
+    rank = len(call.shape)
+    across = [Shaped(p.shape[:dim] + (1,) + p.shape[dim + 1 :], tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
+    others = meet(call.ledger, across, rank)
+    if any(len(f.dims) > 1 and dim in f.dims for p in parts for f in p.fields):
+        return _jointly(call, parts, dim, others)
+    if not any(dim in f.dims for p in parts for f in p.fields):
+        return others
+    labels = np.concatenate([_row(p, dim) for p in parts])
+    return (*others, Field(along(labels, dim, rank)))
+
+
+def _row(part: Operand, dim: int) -> np.ndarray:
+    field = next((f for f in part.fields if f.dims == {dim} and not f.block), None)
+    return np.full(part.shape[dim], NONE) if field is None else field.labels.ravel()
+
+
+def _jointly(call: Call, parts: list[Operand], dim: int, others: Fields) -> Fields:
+    """Parts whose labels vary jointly over the joined dimension and others: joined row by row."""
+    joint = [next((f for f in p.fields if dim in f.dims and not f.block), None) for p in parts]
+    shapes = {f.dims - {dim} for f in joint if f is not None}
+    if len(shapes) != 1 or any(f is None for f in joint):
+        return _give_up(call, parts, dim, others)
+    arrays = [f.labels for f in joint if f is not None]
+    field = Field(np.concatenate(arrays, axis=dim))
+    return call.ledger.complete((*others, field))
+
+
+def _give_up(call: Call, parts: list[Operand], dim: int, others: Fields) -> Fields:
+    for part in parts:
+        call.ledger.freeze_fields(tuple(f for f in part.fields if dim in f.dims), "is joined with parts of another layout")
+    return others
+
+
+@rule("aten.stack")
+def stack(call: Call) -> Outcome:
+    """Parts meet along all dimensions; the new one carries no labels."""
+    parts = call["tensors"]
+    dim = call["dim"] % len(call.shape)
+    fields = meet(call.ledger, parts, len(call.shape) - 1)
+    return tuple(Field(np.expand_dims(f.labels, dim), f.block) for f in fields)
+
+
+@rule("aten.repeat", "aten.tile")
+def repeat(call: Call) -> Outcome:
+    """The labels repeat as the values do."""
+    x = call["self"]
+    times = list(call["repeats"] if "repeats" in call.args else call["dims"])
+    lead = len(call.shape) - len(x.shape)
+    times = [1] * (len(call.shape) - len(times)) + times
+    out = []
+    for field in x.fields:
+        labels = field.labels.reshape((1,) * lead + field.labels.shape)
+        labels = np.tile(labels, [t if d in {i + lead for i in field.dims} else 1 for d, t in enumerate(times)])
+        out.append(Field(labels, field.block))
+    return tuple(out)
+
+
+@rule("aten.repeat_interleave")
+def repeat_interleave(call: Call) -> Outcome:
+    """Each label repeats in place; the repeats of one label form a row of their own."""
+    x, times = call["self"], call["repeats"]
+    if not isinstance(times, int):
+        return call.refuse("repeat_interleave with a tensor of counts has no rule")
+    dim = call.args.get("dim")
+    if dim is None:
+        return call.refuse("repeat_interleave of a flattened tensor has no rule")
+    dim %= len(x.shape)
+    return tuple(f.with_labels(np.repeat(f.labels, times, axis=dim)) if dim in f.dims else f for f in x.fields)
+
+
+@rule("aten.constant_pad_nd", "aten.pad", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d")
+def pad(call: Call) -> Outcome:
+    """Padded places of a labelled dimension get labels of their own; reflected or repeated ones hold the dimension."""
+    return _padded(call, call["self"], list(call.args.get("pad") or call.args.get("padding") or []))
+
+
+@rule("aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d")
+def replication_pad(call: Call) -> Outcome:
+    """Borders are repeated outwards."""
+    return _padded(call, call["self"], list(call["padding"]))
+
+
+def _padded(call: Call, x: Operand, pads: list[int]) -> Fields:
+    constant = "constant_pad" in str(call.node.target) or call.args.get("mode") == "constant"
+    rank = len(x.shape)
+    out = []
+    for field in x.fields:
+        touched = {d for d in field.dims if (rank - 1 - d) * 2 < len(pads) and any(pads[(rank - 1 - d) * 2 : (rank - 1 - d) * 2 + 2])}
+        if not touched:
+            out.append(field)
+        elif constant and len(field.dims) == 1 and not field.block:
+            out.append(_extended(call, field, touched.pop(), pads))
+        else:
+            call.ledger.freeze(field.labels, "is padded along several dimensions or not by a constant")
+    return tuple(out)
+
+
+def _extended(call: Call, field: Field, dim: int, pads: list[int]) -> Field:
+    rank = field.labels.ndim
+    before, after = pads[(rank - 1 - dim) * 2 : (rank - 1 - dim) * 2 + 2]
+    row = field.labels.ravel()
+    row = row[max(-before, 0) : row.size - max(-after, 0)]
+    parts = [call.ledger.fresh(max(before, 0)), row, call.ledger.fresh(max(after, 0))]
+    return Field(along(np.concatenate(parts), dim, rank))
+
+
+@rule("aten.pixel_shuffle", "aten.pixel_unshuffle")
+def pixel_shuffle(call: Call) -> Outcome:
+    """``r * r`` neighbouring channels make the pixels of one: they go together."""
+    x, shuffles = call["self"], "unshuffle" not in str(call.node.target)
+    factor = call.args.get("upscale_factor") or call["downscale_factor"]
+    dim = len(x.shape) - 3
+    held = tuple(f for f in x.fields if f.dims & {dim + 1, dim + 2})
+    call.ledger.freeze_fields(held, "a dimension whose pixels are moved")
+    fields = []
+    for field in (f for f in x.fields if f not in held):
+        if dim not in field.dims:
+            fields.append(field)
+        elif shuffles:
+            shape = list(field.labels.shape)
+            shape[dim : dim + 1] = [shape[dim] // factor**2, factor**2]
+            labels = field.labels.reshape(shape)
+            first = labels.take([0], axis=dim + 1)
+            call.ledger.unite(first, labels)
+            fields.append(Field(first.squeeze(dim + 1), field.block))
+        else:
+            fields.append(Field(np.repeat(field.labels, factor**2, axis=dim), field.block))
+    return tuple(fields)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(call: Call) -> Outcome:
+    """Channels are dealt out to groups in turn; the counts of every group must agree."""
+    x, groups = call["self"], call["groups"]
+    shape = x.shape
+    split = (shape[0], groups, shape[1] // groups, *shape[2:])
+    fields = viewed(call, x, split)
+    call.ledger.require_rows(fields)
+    order = [0, 2, 1, *range(3, len(split))]
+    turned = tuple(Field(f.labels.transpose(order), f.block) for f in fields)
+    inner = Operand(tuple(split[d] for d in order), turned)
+    assert math.prod(inner.shape) == math.prod(shape)
+    return viewed(call, inner, shape)
+
+
+@rule("aten.im2col", "aten.unfold_backward")
+def im2col(call: Call) -> Outcome:
+    """Each channel makes ``k * k`` rows of patches."""
+    x = call["self"]
+    kernel = math.prod(call["kernel_size"])
+    held = tuple(f for f in x.fields if any(d >= 2 for d in f.dims) or len(x.shape) < 4)
+    call.ledger.freeze_fields(held, "a dimension that patches are cut from")
+    out = []
+    for field in (f for f in x.fields if f not in held):
+        labels = field.labels.reshape(field.labels.shape[:2])
+        labels = np.repeat(labels, kernel, axis=1) if 1 in field.dims else labels
+        out.append(Field(labels[:, :, None], field.block))
+    return tuple(out)
+
+
+@rule("aten.col2im")
+def col2im(call: Call) -> Outcome:
+    """``k * k`` rows of patches add up to one channel."""
+    x = call["self"]
+    kernel = math.prod(call["kernel_size"])
+    out = []
+    for field in x.fields:
+        if field.dims == {1}:
+            labels = field.labels.reshape(field.labels.shape[0], -1, kernel)
+            first = labels[:, :, :1]
+            call.ledger.unite(first, labels)
+            out.append(Field(first[:, :, 0][:, :, None, None], field.block))
+        elif field.dims <= {0}:
+            out.append(Field(field.labels.reshape(*field.labels.shape, 1), field.block))
+        else:
+            call.ledger.freeze(field.labels, "a dimension that patches are put together from")
+    return tuple(out)
+
+
+@rule("aten.unfold")
+def unfold(call: Call) -> Outcome:
+    """Windows along one dimension, which stays whole."""
+    x = call["self"]
+    dim = call["dimension"] % len(x.shape)
+    held = tuple(f for f in x.fields if dim in f.dims)
+    call.ledger.freeze_fields(held, "windows slide along it")
+    return tuple(Field(f.labels[..., None], f.block) for f in x.fields if f not in held)

@@ -1,0 +1,50 @@
+"""Pooling and resampling: channels pass, the dimensions that are pooled over stay whole."""
+
+from __future__ import annotations
+
+from secateur.groups.fields import Fields
+from secateur.groups.rules.registry import Call, Operand, Outcome, rule
+
+_NAMES = [f"aten.{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in (1, 2, 3)]
+_NAMES += [f"aten.max_pool{n}d_with_indices" for n in (1, 2, 3)]
+_UPSAMPLE = [f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")]
+_UPSAMPLE += [f"aten._upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")]
+_UPSAMPLE += [f"aten._upsample_nearest_exact{n}d" for n in (1, 2, 3)]
+
+
+def _passing(call: Call, x: Operand, first: int, text: str) -> Fields:
+    held = tuple(f for f in x.fields if any(d >= first for d in f.dims))
+    call.ledger.freeze_fields(held, text)
+    return tuple(f for f in x.fields if f not in held)
+
+
+@rule(*_NAMES)
+def pool(call: Call) -> Outcome:
+    """Every pooled dimension is spatial: the last ones, as many as the operator's name says."""
+    x = call.operands()[0]
+    spatial = int(str(call.node.target.overloadpacket)[str(call.node.target.overloadpacket).index("pool") + 4])
+    fields = _passing(call, x, len(x.shape) - spatial, "a dimension that pooling runs over")
+    return [fields for _ in call.shapes] if len(call.shapes) > 1 else fields
+
+
+@rule(*_UPSAMPLE)
+def resample(call: Call) -> Outcome:
+    """All dimensions but batch and channels are resampled."""
+    return _passing(call, call.operands()[0], 2, "a dimension that resampling runs over")
+
+
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def grid_sample(call: Call) -> Outcome:
+    """Channels of the sampled map pass; the grid's positions stay."""
+    call.ledger.freeze_fields(call["grid"].fields, "positions to sample at")
+    return _passing(call, call["input"], 2, "a dimension that sampling runs over")
+
+
+@rule("torchvision.roi_align", "torchvision.roi_pool")
+def roi(call: Call) -> Outcome:
+    """Channels of the map pass to every region."""
+    x, boxes = call.operands()
+    call.ledger.freeze_fields(boxes.fields, "boxes of regions")
+    call.ledger.freeze_fields(tuple(f for f in x.fields if f.dims != {1}), "a dimension that regions are cut from")
+    fields = tuple(f for f in x.fields if f.dims == {1})
+    return [fields, ()] if len(call.shapes) > 1 else fields

@@ -1,0 +1,81 @@
+"""Reductions, softmax, and operators that look at the order along a dimension."""
+
+from __future__ import annotations
+
+from secateur.groups.fields import Field, Fields
+from secateur.groups.ledger import Ledger
+from secateur.groups.meeting import reduce
+from secateur.groups.rules.normalisation import renormalises
+from secateur.groups.rules.registry import Call, Operand, Outcome, rule
+
+
+def dropped(fields: Fields, dims: frozenset[int], keepdim: bool) -> Fields:
+    """Fields without the reduced dimensions, or with them at size 1."""
+    if keepdim:
+        return fields
+    out = []
+    for field in fields:
+        shape = [s for d, s in enumerate(field.labels.shape) if d not in dims]
+        out.append(Field(field.labels.reshape(shape), field.block))
+    return tuple(out)
+
+
+def _reduced(call: Call, x: Operand, dims: frozenset[int]) -> Fields:
+    return dropped(reduce(call.ledger, x.fields, dims), dims, bool(call.args.get("keepdim", False)))
+
+
+@rule("aten.sum", "aten.nansum", "aten.any", "aten.all")
+def total(call: Call) -> Outcome:
+    """Labels along summed dimensions end: an absent position adds nothing."""
+    x = call["self"]
+    dims = call.dims(call.args.get("dim"), len(x.shape))
+    if not str(call.node.target).startswith("aten.sum"):
+        renormalises(call, x, dims)
+    return _reduced(call, x, dims)
+
+
+@rule(
+    *("aten.mean", "aten.var", "aten.std", "aten.amax", "aten.amin", "aten.prod", "aten.logsumexp", "aten.norm", "aten.linalg_vector_norm"),
+    *("aten.var_mean", "aten.std_mean", "aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.aminmax"),
+    *("aten.max.default", "aten.min.default", "aten.median.default"),
+)
+def statistic(call: Call) -> Outcome:
+    """A statistic over labelled positions is from now on one over the kept positions."""
+    x = call["self"]
+    dims = call.dims(call.args.get("dim"), len(x.shape))
+    renormalises(call, x, dims)
+    if any(word in str(call.node.target) for word in ("max.dim", "min.dim", "median.dim")):
+        _hold(call.ledger, x, dims, "positions along it are returned as numbers")
+    fields = _reduced(call, x, dims)
+    return [fields for _ in call.shapes] if len(call.shapes) > 1 else fields
+
+
+def _hold(ledger: Ledger, x: Operand, dims: frozenset[int], text: str) -> None:
+    ledger.freeze_fields(tuple(f for f in x.fields if f.dims & dims), text)
+
+
+@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.softmin")
+def softmax(call: Call) -> Outcome:
+    """Labels that softmax shares probability over stay: a smaller softmax is another function."""
+    x = call["self"]
+    dims = call.dims(call["dim"], len(x.shape))
+    _hold(call.ledger, x, dims, "softmax runs over it")
+    return tuple(f for f in x.fields if not f.dims & dims)
+
+
+@rule(
+    *("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.argsort", "aten.topk", "aten.flip"),
+    *("aten.roll", "aten.argmax", "aten.argmin", "aten.kthvalue", "aten.tril", "aten.triu", "aten.renorm", "aten.diff"),
+)
+def ordered(call: Call) -> Outcome:
+    """Operators to which the order along a dimension matters: labels along it stay."""
+    x = call["self"]
+    rank = len(x.shape)
+    name = str(call.node.target)
+    given = call.args.get("dim", call.args.get("dims"))
+    dims = frozenset({rank - 2, rank - 1}) if "tri" in name else call.dims(given, rank)
+    _hold(call.ledger, x, dims, f"{name.split('.')[1]} depends on the order along it")
+    fields = tuple(f for f in x.fields if not f.dims & dims)
+    if len(call.shape) < rank:
+        fields = dropped(fields, dims, keepdim=False)
+    return [fields for _ in call.shapes] if len(call.shapes) > 1 else fields

@@ -1,0 +1,89 @@
+"""Slices, selections and splits, and writing into them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.groups.fields import Field, Fields, compact
+from secateur.groups.meeting import Shaped, meet
+from secateur.groups.rules.registry import Call, Operand, Outcome, rule
+
+
+def taken(call: Call, x: Operand, dim: int, where: slice | np.ndarray) -> Fields:
+    """Fields of the part of ``x`` at some positions of a dimension; a label left alone is held."""
+    fields = []
+    for field in x.fields:
+        if dim not in field.dims:
+            fields.append(field)
+            continue
+        labels = compact(field.labels[(slice(None),) * dim + (where,)])
+        if all(size == 1 for size in labels.shape):
+            call.ledger.freeze(labels, "a single position of it is picked")
+        else:
+            fields.append(Field(labels, field.block))
+    units = {f.dims for f in fields if not f.block}
+    return tuple(f for f in fields if not (f.block and f.dims in units))
+
+
+@rule("aten.slice", "aten.narrow", "aten.slice_copy")
+def slice_(call: Call) -> Outcome:
+    """Positions from start to end, in steps."""
+    x = call["self"]
+    dim = call["dim"] % len(x.shape)
+    if "length" in call.args:
+        start = call["start"] % x.shape[dim] if x.shape[dim] else 0
+        return taken(call, x, dim, slice(start, start + call["length"]))
+    return taken(call, x, dim, slice(call["start"], call["end"], call["step"]))
+
+
+@rule("aten.select", "aten.select_copy")
+def select(call: Call) -> Outcome:
+    """One position of a dimension, which goes."""
+    x = call["self"]
+    dim = call["dim"] % len(x.shape)
+    index = call["index"] % x.shape[dim]
+    fields = taken(call, x, dim, slice(index, index + 1))
+    return tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in fields)
+
+
+@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unsafe_chunk", "aten.unsafe_split", "aten.split_with_sizes_copy")
+def split(call: Call) -> Outcome:
+    """Consecutive parts of a dimension."""
+    x = call["self"]
+    dim = call["dim"] % len(x.shape)
+    ends = np.cumsum([shape[dim] for shape in call.shapes])
+    return [taken(call, x, dim, slice(int(end) - shape[dim], int(end))) for end, shape in zip(ends, call.shapes, strict=True)]
+
+
+@rule("aten.unbind", "aten.unbind_copy")
+def unbind(call: Call) -> Outcome:
+    """Every position of a dimension on its own."""
+    x = call["self"]
+    dim = call["dim"] % len(x.shape)
+    parts = [taken(call, x, dim, slice(i, i + 1)) for i in range(x.shape[dim])]
+    return [tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in part) for part in parts]
+
+
+@rule("aten.slice_scatter")
+def slice_scatter(call: Call) -> Outcome:
+    """Written values meet the labels of the place they are written to."""
+    x, dim = call["self"], call["dim"] % len(call["self"].shape)
+    place = taken(call, x, dim, slice(call["start"], call["end"], call["step"]))
+    return _scattered(call, x, place, call["src"])
+
+
+@rule("aten.select_scatter")
+def select_scatter(call: Call) -> Outcome:
+    """A written position meets the labels of its place."""
+    x, dim = call["self"], call["dim"] % len(call["self"].shape)
+    index = call["index"] % x.shape[dim]
+    place = taken(call, x, dim, slice(index, index + 1))
+    return _scattered(call, x, tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in place), call["src"])
+
+
+def _scattered(call: Call, x: Operand, place: Fields, source: Operand) -> Fields:
+    meet(call.ledger, [Shaped(source.shape, place), source], len(source.shape))
+    labelled = frozenset().union(*(f.dims for f in x.fields))
+    bare = tuple(f for f in source.fields if not f.dims <= labelled)
+    call.ledger.freeze_fields(bare, "is written into a tensor without labels")
+    return tuple(x.fields)

@@ -1,0 +1,105 @@
+"""Reshapes and permutations: labels go through the movement themselves."""
+
+from __future__ import annotations
+
+import math
+
+from secateur.groups.fields import Field, Fields, hierarchy, permuted, regroup, reshaped
+from secateur.groups.meeting import flattened
+from secateur.groups.rules.registry import Call, Operand, Outcome, rule
+
+
+@rule(
+    *("aten.reshape", "aten.view", "aten.view_copy", "aten._unsafe_view", "aten.reshape_as", "aten.view_as", "aten.flatten", "aten.unflatten"),
+    *("aten._reshape_alias", "aten.ravel", "aten.squeeze", "aten.unsqueeze", "aten.atleast_1d", "aten.atleast_2d", "aten.atleast_3d"),
+)
+def view(call: Call) -> Outcome:
+    """Reshape the labels; dimensions that split get block labels, dimensions that merge out of order are united first."""
+    x = call.operands()[0]
+    return viewed(call, x, call.shape)
+
+
+def viewed(call: Call, x: Operand, shape: tuple[int, ...]) -> Fields:
+    """Fields of ``x`` seen in another shape."""
+    if math.prod(x.shape) == 0:
+        return call.refuse("an empty tensor is reshaped")  # type: ignore[return-value]
+    runs = regroup(x.shape, shape)
+    source = tuple(_in_order(call, f, x.fields, runs) for f in x.fields)
+    fields = [reshaped(f, x.shape, shape) for f in source]
+    units = {f.dims for f in fields if not f.block}
+    kept = tuple(f for f in fields if f.dims and not (f.block and f.dims in units))
+    _hold_lost(call, source, fields)
+    return call.ledger.complete(_once(call, kept))
+
+
+def _once(call: Call, fields: Fields) -> Fields:
+    """Block fields that came to lie on the same dimensions are one."""
+    kept: dict[tuple[frozenset[int], bool], Field] = {}
+    for field in fields:
+        key = (field.dims, field.block)
+        if key in kept:
+            call.ledger.unite(kept[key].labels, field.labels)
+        else:
+            kept[key] = field
+    return tuple(kept.values())
+
+
+def _hold_lost(call: Call, before: Fields, after: list[Field]) -> None:
+    for old, new in zip(before, after, strict=True):
+        if old.dims and not new.dims:
+            call.ledger.freeze(old.labels, "its labels are lost in a reshape")
+
+
+def _in_order(call: Call, field: Field, fields: Fields, runs: list[tuple[list[int], list[int]]]) -> Field:
+    """Unite over outer dimensions where a merge does not run from outer to inner."""
+    order = hierarchy(field, fields)
+    for left, _ in runs:
+        mine = [d for d in left if d in field.dims]
+        if len(mine) > 1 and mine != sorted(mine, key=order.index):
+            inner = order[-1]
+            if inner not in mine:
+                inner = max(mine, key=order.index)
+            field = flattened(call.ledger, field, frozenset(mine) - {inner})
+    return field
+
+
+@rule("aten.permute", "aten.permute_copy")
+def permute(call: Call) -> Outcome:
+    """Put the dimensions in another order."""
+    x = call["self"]
+    order = [d % len(x.shape) for d in call["dims"]]
+    return tuple(permuted(f, order) for f in x.fields)
+
+
+@rule("aten.transpose", "aten.swapaxes", "aten.swapdims", "aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint", "aten.transpose_copy")
+def transpose(call: Call) -> Outcome:
+    """Exchange two dimensions."""
+    x = call["self"]
+    rank = len(x.shape)
+    if rank < 2:
+        return tuple(x.fields)
+    names = [n for n in ("dim0", "dim1", "axis0", "axis1") if n in call.args]
+    a, b = (call[n] % rank for n in names) if names else (rank - 2, rank - 1)
+    order = list(range(rank))
+    order[a], order[b] = order[b], order[a]
+    return tuple(permuted(f, order) for f in x.fields)
+
+
+@rule("aten.movedim", "aten.moveaxis")
+def movedim(call: Call) -> Outcome:
+    """Move some dimensions to other places."""
+    x = call["self"]
+    rank = len(x.shape)
+    source, target = ([v % rank for v in ([call[k]] if isinstance(call[k], int) else call[k])] for k in ("source", "destination"))
+    order = [d for d in range(rank) if d not in source]
+    for place, dim in sorted(zip(target, source, strict=True)):
+        order.insert(place, dim)
+    return tuple(permuted(f, order) for f in x.fields)
+
+
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")
+def expand(call: Call) -> Outcome:
+    """Repeat along dimensions of size 1, which carry no labels."""
+    x = call["self"]
+    lead = len(call.shape) - len(x.shape)
+    return tuple(Field(f.labels.reshape((1,) * lead + f.labels.shape), f.block) for f in x.fields)

@@ -1,0 +1,121 @@
+"""The table of adjustments, and what one is given: a node of the new graph beside the node it was copied from."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.capture.capture import Fact
+from secateur.groups.fields import Fields
+from secateur.rewrite.cut import Cut
+
+Adjust = Callable[["Site"], None]
+_ADJUSTMENTS: dict[str, Adjust] = {}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call in the new graph whose shape constants may have to change, with its original."""
+
+    cut: Cut
+    root: nn.Module
+    """Where the new graph finds its tensors."""
+    old: fx.Node
+    new: fx.Node
+    numbers: dict[fx.Node, Any]
+    """What number nodes of the old graph come to in the new one."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the operator's arguments, in order."""
+        assert isinstance(self.old.target, torch._ops.OpOverload)
+        return [a.name for a in self.old.target._schema.arguments]
+
+    def get(self, name: str) -> Any:
+        """An argument of the old call, or its default."""
+        place = self.names.index(name)
+        if place < len(self.old.args):
+            return self.old.args[place]
+        assert isinstance(self.old.target, torch._ops.OpOverload)
+        argument = self.old.target._schema.arguments[place]
+        return self.old.kwargs.get(name, argument.default_value if argument.has_default_value() else None)
+
+    def set(self, name: str, value: Any) -> None:
+        """Write an argument of the new call."""
+        place = self.names.index(name)
+        if place < len(self.new.args):
+            self.new.update_arg(place, value)
+        else:
+            self.new.update_kwarg(name, value)
+
+    def source(self, name: str = "self") -> tuple[Fields, tuple[int, ...]]:
+        """Fields and dense shape of a tensor argument."""
+        node = self.get(name)
+        fact = node.meta["fact"]
+        assert isinstance(fact, Fact)
+        return self.cut.fields(node), fact.shape
+
+    @property
+    def fields(self) -> Fields:
+        """Fields of the one output."""
+        return self.cut.fields(self.old)
+
+    @property
+    def dense(self) -> tuple[int, ...]:
+        """Dense shape of the one output."""
+        fact = self.old.meta["fact"]
+        assert isinstance(fact, Fact)
+        return fact.shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """New shape of the one output."""
+        return self.cut.node_shape(self.old)
+
+    def size(self, entry: Any, dense: int, wanted: int) -> Any:
+        """A size written anew: numbers are replaced, computed sizes corrected only where they come out wrong by themselves."""
+        if not isinstance(entry, fx.Node):
+            return wanted
+        found = self.numbers.get(entry, dense)
+        node = next(n for n in self.new.all_input_nodes if n.meta.get("origin") is entry)
+        if found == wanted:
+            return node
+        with self.new.graph.inserting_before(self.new):
+            product = self.new.graph.call_function(operator.mul, (node, wanted))
+            return self.new.graph.call_function(operator.floordiv, (product, found))
+
+    def constant(self, value: Tensor, stem: str) -> fx.Node:
+        """Register a constant tensor and return a node that reads it."""
+        number = 0
+        while hasattr(self.root, f"_{stem}_{number}"):
+            number += 1
+        self.root.register_buffer(f"_{stem}_{number}", value, persistent=False)
+        with self.new.graph.inserting_before(self.new):
+            return self.new.graph.get_attr(f"_{stem}_{number}")
+
+
+def adjusts(*names: str) -> Callable[[Adjust], Adjust]:
+    """Register an adjustment for operators, named ``aten.view.default`` or, for all overloads, ``aten.view``."""
+
+    def register(function: Adjust) -> Adjust:
+        for name in names:
+            if name in _ADJUSTMENTS:
+                raise ValueError(f"{name} has an adjustment already")
+            _ADJUSTMENTS[name] = function
+        return function
+
+    return register
+
+
+def adjust(site: Site) -> None:
+    """Write the shape constants of one call anew, where its operator has any."""
+    target = site.old.target
+    if isinstance(target, torch._ops.OpOverload):
+        function = _ADJUSTMENTS.get(str(target)) or _ADJUSTMENTS.get(str(target.overloadpacket))
+        if function is not None:
+            function(site)

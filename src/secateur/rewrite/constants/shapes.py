@@ -1,0 +1,113 @@
+"""Sizes of reshapes, expansions, normalised shapes, and numbers of groups."""
+
+from __future__ import annotations
+
+from secateur.capture.capture import Fact
+from secateur.rewrite.constants.registry import Site, adjusts
+
+
+@adjusts("aten.reshape", "aten.view", "aten._unsafe_view", "aten.view_copy")
+def reshape(site: Site) -> None:
+    """Every size that changed; a single computed size that no longer fits becomes ``-1``."""
+    name = "shape" if "shape" in site.names else "size"
+    entries, new = list(site.get(name)), site.shape
+    sizes = []
+    for entry, dense, wanted in zip(entries, site.dense, new, strict=True):
+        sizes.append(-1 if entry == -1 else site.size(entry, dense, wanted))
+    site.set(name, sizes)
+
+
+@adjusts("aten.expand")
+def expand(site: Site) -> None:
+    """Sizes of dimensions that are not repeated follow the input."""
+    entries, new = list(site.get("size")), site.shape
+    _, source = site.source()
+    lead = len(new) - len(source)
+    sizes = []
+    for dim, (entry, dense, wanted) in enumerate(zip(entries, site.dense, new, strict=True)):
+        if entry == -1 or (dim >= lead and source[dim - lead] == dense and dense != wanted):
+            sizes.append(-1)
+        else:
+            sizes.append(site.size(entry, dense, wanted))
+    site.set("size", sizes)
+
+
+@adjusts("aten.layer_norm", "aten.rms_norm")
+def layer_norm(site: Site) -> None:
+    """The normalised shape is the end of the new shape."""
+    site.set("normalized_shape", list(site.shape[-len(site.get("normalized_shape")) :]))
+
+
+@adjusts("aten.group_norm")
+def group_norm(site: Site) -> None:
+    """Groups of which something is left."""
+    _living_groups(site, "input", "num_groups")
+
+
+@adjusts("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d", "aten.convolution")
+def convolution(site: Site) -> None:
+    """Groups of which something is left."""
+    if site.get("groups") > 1:
+        _living_groups(site, "input", "groups")
+
+
+@adjusts("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(site: Site) -> None:
+    """Groups of which something is left."""
+    _living_groups(site, "self", "groups")
+
+
+def _living_groups(site: Site, source: str, name: str) -> None:
+    fields, _ = site.source(source)
+    groups = site.get(name)
+    for field in fields:
+        if field.dims == {1} and not field.block:
+            groups = site.cut.living_rows(field.labels.ravel(), groups)
+            break
+    site.set(name, groups)
+
+
+@adjusts("aten.constant_pad_nd", "aten.pad")
+def pad(site: Site) -> None:
+    """Padded places of a labelled dimension that stay."""
+    pads = list(site.get("pad"))
+    fields, source = site.source()
+    rank = len(source)
+    for field in site.fields:
+        for dim in field.dims:
+            place = (rank - 1 - dim) * 2
+            if len(field.dims) == 1 and place < len(pads) and any(pads[place : place + 2]):
+                kept = site.cut.keeps(field.labels.ravel())
+                size = source[dim]
+                before, after = pads[place : place + 2]
+                if before >= 0 and after >= 0:
+                    pads[place], pads[place + 1] = int(kept[:before].sum()), int(kept[before + size :].sum())
+                else:
+                    _cropped(site, pads, place, dim)
+    site.set("pad", pads)
+
+
+def _cropped(site: Site, pads: list[int], place: int, dim: int) -> None:
+    """Negative padding takes positions away: count those of the taken ones that stay."""
+    fields, source = site.source()
+    before, after = pads[place : place + 2]
+    kept = site.cut.along(fields, dim, source[dim])
+    if before < 0:
+        pads[place] = -int(kept[:-before].sum())
+    if after < 0:
+        pads[place + 1] = -int(kept[after:].sum())
+
+
+@adjusts("aten.unflatten")
+def unflatten(site: Site) -> None:
+    """Sizes of the dimensions that one dimension is split into."""
+    sizes = list(site.get("sizes"))
+    dim = site.get("dim") % len(site.source()[1])
+    site.set("sizes", [-1 if s == -1 else site.size(s, site.dense[dim + i], site.shape[dim + i]) for i, s in enumerate(sizes)])
+
+
+def output_sizes(site: Site, dim: int) -> list[int]:
+    """New sizes along a dimension of each of several outputs."""
+    facts = site.old.meta["fact"]
+    fields = site.cut.solution.walk.fields[site.old]
+    return [site.cut.shape(f, fact.shape)[dim] for f, fact in zip(fields, facts, strict=True) if isinstance(fact, Fact)]

@@ -10,6 +10,9 @@ from torch.utils import _pytree as pytree
 
 from secateur.capture.trees import copied, flatten_outputs
 
+PREFIX = "inner."
+"""What stands before the user's names while torch sees a model as a FlatModel."""
+
 
 class Outcome:
     """How the outputs of the last run were nested."""

@@ -41,6 +41,8 @@ class Tape:
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """Run one call, and write it down if it makes or changes a tensor."""
+        if target is aten.detach_.default:
+            return run()
         operands = written(target, args, kwargs)
         for operand in operands:
             for leaf in self._leaves.sharing(operand):

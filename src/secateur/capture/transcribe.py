@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._ops import HigherOrderOperator
 from torch.fx.node import Node, map_arg
@@ -16,38 +17,38 @@ from secateur.capture.leaves import Leaves
 from secateur.capture.writes import close_graph
 from secateur.errors import CaptureError
 
-WRAPPED = "inner"
-"""The name under which torch sees the user's model while it traces."""
-
-_ASSERTION = re.compile(r"_assert|sym_constrain|_check|_set_grad_enabled|_guards_fn|profiler\._record_function")
+_ASSERTION = re.compile(r"aten\.(_assert|sym_constrain)|<(built-in )?function (_check|_set_grad_enabled)|profiler\.|_guards_fn$")
+"""Nodes that only check or mark something."""
 
 _FIRST_OPERAND = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5, "tag_activation_checkpoint": 1, "wrap": 1, "invoke_subgraph": 2}
 """Wrappers around a part of the graph, and how many of their arguments stand before the operands of that part."""
 
 
 class Transcript:
-    """A graph in the form of a capture, written from graphs that torch made."""
+    """A graph in the form of a capture, written from graphs that torch made.
 
-    def __init__(self, leaves: Leaves, input_names: Sequence[str]) -> None:
+    ``prefix`` is what torch puts before the user's names.
+    """
+
+    def __init__(self, leaves: Leaves, input_names: Sequence[str], *, prefix: str = "") -> None:
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self.inputs = [self.graph.placeholder(name) for name in input_names]
         self._leaves = leaves
+        self._prefix = prefix
         self._stored: dict[str, Node] = {}
         for node in self.inputs:
             node.meta["module"] = ""
 
-    def stored(self, tensor: Tensor, name: str | None = None) -> Node:
-        """Return the node of a stored tensor, under the user's name if it has one."""
-        first = (
-            self._leaves.first_name(name)
-            if name is not None and name in self._leaves
-            else self._leaves.name(tensor) or self._constant(tensor)
-        )
-        if first not in self._stored:
-            self._stored[first] = self.graph.create_node("get_attr", first)
-            self._stored[first].meta["module"] = ""
-        return self._stored[first]
+    def leaf(self, name: str) -> Node:
+        """Return the node of a parameter or buffer by any of its names, as torch has it."""
+        return self._get_attr(self._leaves.first_name(name.removeprefix(self._prefix)))
+
+    def constant(self, tensor: Tensor) -> Node:
+        """Return the node of a tensor that is no parameter or buffer."""
+        name = next((name for name, known in self.constants.items() if known is tensor), f"{CONSTANT_PREFIX}{len(self.constants)}")
+        self.constants[name] = tensor
+        return self._get_attr(name)
 
     def write(self, module: fx.GraphModule, operands: Sequence[Any]) -> Any:
         """Copy the calls of a graph, its placeholders standing for ``operands``, and return what it returns."""
@@ -60,7 +61,7 @@ class Transcript:
                 values[node] = self._attribute(module, str(node.target))
             elif node.op == "output":
                 return map_arg(node.args[0], values.__getitem__)
-            elif not _ASSERTION.search(str(node.target)):
+            elif not _ASSERTION.match(str(node.target)):
                 values[node] = self._call(node, values)
         raise CaptureError("The traced graph has no output.")
 
@@ -69,15 +70,18 @@ class Transcript:
         self.graph.output(tuple(outputs)).meta["module"] = ""
         return close_graph(self.graph, {**self._leaves.tensors, **self.constants}, name)
 
-    def _constant(self, tensor: Tensor) -> str:
-        known = next((name for name, constant in self.constants.items() if constant is tensor), None)
-        name = known or f"{CONSTANT_PREFIX}{len(self.constants)}"
-        self.constants[name] = tensor
-        return name
+    def _get_attr(self, name: str) -> Node:
+        if name not in self._stored:
+            self._stored[name] = self.graph.create_node("get_attr", name)
+            self._stored[name].meta["module"] = ""
+        return self._stored[name]
 
     def _attribute(self, module: fx.GraphModule, target: str) -> Any:
         value: Any = operator.attrgetter(target)(module)
-        return self.stored(value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        name = self._leaves.name(value)
+        return self.constant(value) if name is None else self._get_attr(name)
 
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         if node.op != "call_function":
@@ -89,8 +93,10 @@ class Transcript:
         if node.target is operator.getitem and not isinstance(args[0], Node):
             items: Any = args[0]
             return items[args[1]]
+        if node.target is torch.ops.aten.detach_.default:
+            return args[0]
         copy = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
-        copy.meta["module"] = _module_path(node, copy)
+        copy.meta["module"] = _module_path(node, copy, self._prefix)
         return copy
 
     def _inline(self, node: Node, args: Sequence[Any]) -> Any:
@@ -104,10 +110,10 @@ class Transcript:
         return self.write(body, args[first:])
 
 
-def _module_path(node: Node, copy: Node) -> str:
+def _module_path(node: Node, copy: Node, prefix: str) -> str:
     stack = node.meta.get("nn_module_stack")
     if stack:
-        path = re.sub(r"@\d+", "", str(list(stack.values())[-1][0]))
-        return path.removeprefix("L['self'].").removeprefix(WRAPPED).removeprefix(".")
+        path = re.sub(r"@\d+|^_empty_nn_module_stack.*", "", str(list(stack.values())[-1][0]))
+        return f"{path}.".removeprefix("L['self'].").removeprefix(prefix).removesuffix(".")
     owners = [str(x.target).rpartition(".")[0] for x in copy.all_input_nodes if x.op == "get_attr"]
     return owners[0] if owners else ""

@@ -63,9 +63,7 @@ def flatten_outputs(outputs: Any) -> tuple[list[Any], pytree.TreeSpec]:
 
 def copied(leaves: Iterable[Any]) -> list[Any]:
     """Return copies of leaves, so that a run cannot change the originals."""
-    return [
-        leaf.detach().clone() if isinstance(leaf, Tensor) else leaf if isinstance(leaf, _PLAIN) else copy.deepcopy(leaf) for leaf in leaves
-    ]
+    return [leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf) for leaf in leaves]
 
 
 def input_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
         keepsakes.keep(buffer)
     try:
         with _same_random_state(model, flat_inputs), _attention_in_the_open():
-            model.eval()
+            _evaluate(model)
             yield keepsakes
     finally:
         for module, before in attributes:
@@ -62,6 +62,11 @@ def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
         for tensor, flag in requires_grad:
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
+
+
+def _evaluate(model: nn.Module) -> None:
+    with suppress(NotImplementedError):  # modules made by torch.export have no modes
+        model.eval()
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:

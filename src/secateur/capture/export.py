@@ -1,0 +1,198 @@
+"""Capture a model with torch.export, its input sizes left open where that works."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
+
+from secateur.capture.capture import Capture
+from secateur.capture.execution import plain_execution
+from secateur.capture.flat import PREFIX, FlatModel, flatten_inputs, tensors_of
+from secateur.capture.leaves import Leaves
+from secateur.capture.sizes import Place, open_sizes
+from secateur.capture.transcribe import Transcript
+from secateur.capture.trees import copied, input_names
+from secateur.capture.untouched import untouched
+from secateur.capture.verify import check_equal, close_capture
+from secateur.errors import CaptureError
+
+Sizes = tuple[dict[int, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way of asking torch.export: with which tensors, and which of their dimensions may vary."""
+
+    what: str
+    tensors: list[Tensor]
+    sizes: Sizes | None
+    needs_batch: bool = False
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, dynamic: bool) -> Capture:
+    """Capture the model with ``torch.export``, in eval mode.
+
+    With ``dynamic``, the batch size and all sizes at which the model makes the same calls are left open if torch.export
+    can do so, else the batch size, else none; ``Capture.notes`` says what came of it. The program has been compared with the
+    model on the example inputs and, where sizes are open, at others.
+    """
+    kwargs = dict(kwargs or {})
+    flat, in_spec = flatten_inputs(args, kwargs)
+    notes: list[str] = []
+    with untouched(model, flat), plain_execution(model, flat):
+        run = FlatModel(model, flat, in_spec).eval()
+        expected = copied(run(*tensors_of(flat)))
+        blank = Capture(fx.GraphModule({}, fx.Graph()), model, args, kwargs, in_spec, run.outcome.spec, "export", {})
+        places, witnesses = open_sizes(run, tensors_of(flat)) if dynamic else ([], [])
+        for attempt in _attempts(run, tensors_of(flat), places, dynamic=dynamic):
+            try:
+                traced = _traced(run, attempt)
+                capture = close_capture(transcribed(traced, blank), expected)
+                _check_elsewhere(capture, _open_dims(traced), witnesses, run)
+            except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
+                notes.append(f"torch.export with {attempt.what}: {_first_line(error)}")
+            else:
+                return replace(capture, notes=(*notes, *capture.notes))
+    raise CaptureError("torch.export cannot capture the model.\n" + "\n".join(notes))
+
+
+def transcribed(traced: torch.export.ExportedProgram, capture: Capture) -> Capture:
+    """Return ``capture`` with the calls of an exported program as its program."""
+    names = input_names(capture.args, dict(capture.kwargs))
+    leaves = Leaves.of(capture.model)
+    transcript = Transcript(leaves, names, prefix=PREFIX if capture.how == "export" else "")
+    flat = capture.flat_inputs()
+    takes_all = sum(spec.kind is InputKind.USER_INPUT for spec in _inputs(traced)) == len(flat)
+    users = iter([node for node, leaf in zip(transcript.inputs, flat, strict=True) if takes_all or isinstance(leaf, Tensor)])
+    operands = [next(users) if spec.kind is InputKind.USER_INPUT else _stored(spec, traced, transcript) for spec in _inputs(traced)]
+    results = transcript.write(traced.graph_module, operands)
+    kept = [x for x, spec in zip(results, traced.graph_signature.output_specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+    program = transcript.finish(kept, type(capture.model).__name__)
+    tied = {**leaves.tied, **{name: (name,) for name in transcript.constants}}
+    open_dims = _open_dims(traced)
+    notes = (*capture.notes, *_size_notes(names, flat, open_dims))
+    return replace(capture, program=program, tied=tied, dynamic=any(open_dims), notes=notes)
+
+
+def _inputs(traced: torch.export.ExportedProgram) -> list[InputSpec]:
+    specs: list[InputSpec] = traced.graph_signature.input_specs
+    return specs
+
+
+def _stored(spec: InputSpec, traced: torch.export.ExportedProgram, transcript: Transcript) -> fx.Node:
+    name = str(spec.target)
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        return transcript.leaf(name)
+    if spec.kind is InputKind.CONSTANT_TENSOR:
+        return transcript.constant(traced.constants[name])
+    raise CaptureError(f"The exported program takes a {spec.kind.name.lower()}, which a graph of tensors cannot hold.")
+
+
+def _traced(run: FlatModel, attempt: _Attempt) -> torch.export.ExportedProgram:
+    shapes = None if attempt.sizes is None else (attempt.sizes,)
+    with _quietly():
+        traced = torch.export.export(run, tuple(attempt.tensors), dynamic_shapes=shapes, strict=False)
+    if attempt.needs_batch and not any(0 in dims for dims in _open_dims(traced)):
+        raise CaptureError("the model fixes the batch size")
+    return traced
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch's remarks on the user's source, and on inequalities that it cannot solve, off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _attempts(run: FlatModel, tensors: list[Tensor], places: Sequence[Place], *, dynamic: bool) -> Iterator[_Attempt]:
+    """Yield ways of exporting, the freest first.
+
+    ``torch.export`` takes a size of 1 for a constant, so single examples go in twice where the model runs so.
+    """
+    ranked = [tensor for tensor in tensors if tensor.dim()]
+    if dynamic and ranked:
+        doubled = _doubled(run, tensors) if all(tensor.shape[0] == 1 for tensor in ranked) else None
+        examples = doubled or tensors
+        if places:
+            yield _Attempt("batch and input sizes free", examples, _sizes(examples, places), needs_batch=doubled is not None)
+        yield _Attempt("batch size free", examples, _sizes(examples, []), needs_batch=doubled is not None)
+        if places and doubled:
+            yield _Attempt("input sizes free", tensors, _sizes(tensors, places))
+    yield _Attempt("fixed sizes", tensors, None)
+
+
+def _sizes(tensors: Sequence[Tensor], places: Sequence[Place]) -> Sizes:
+    """Leave the batch size of each tensor to torch.export, and the sizes at ``places``."""
+    free: list[dict[int, Any]] = [{0: Dim.AUTO} if tensor.dim() and tensor.shape[0] > 1 else {} for tensor in tensors]
+    for position, dim in places:
+        free[position][dim] = Dim.AUTO
+    return tuple(free)
+
+
+def _doubled(run: FlatModel, tensors: list[Tensor]) -> list[Tensor] | None:
+    twice = [torch.cat([tensor, tensor]) if tensor.dim() else tensor for tensor in tensors]
+    try:
+        run(*twice)
+    except Exception:  # noqa: BLE001 - a model may refuse another batch size in any way it likes
+        return None
+    return twice
+
+
+def _open_dims(traced: torch.export.ExportedProgram) -> list[set[int]]:
+    """Return which dimensions of each tensor input stayed symbolic."""
+    nodes = {node.name: node for node in traced.graph.find_nodes(op="placeholder")}
+    users = [spec.arg for spec in _inputs(traced) if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)]
+    shapes = [nodes[argument.name].meta["val"].shape for argument in users]
+    return [{dim for dim, size in enumerate(shape) if _is_open(size)} for shape in shapes]
+
+
+def _is_open(size: int | torch.SymInt) -> bool:
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def _size_notes(names: Sequence[str], flat_inputs: Sequence[Any], open_dims: Sequence[set[int]]) -> list[str]:
+    tensor_names = [name for name, leaf in zip(names, flat_inputs, strict=True) if isinstance(leaf, Tensor)]
+    found = [f"{name}{sorted(dims)}" for name, dims in zip(tensor_names, open_dims, strict=True) if dims]
+    return [f"torch.export: input dimensions that may vary: {', '.join(found)}" if found else "torch.export: input sizes are fixed"]
+
+
+def _check_elsewhere(capture: Capture, open_dims: Sequence[set[int]], witnesses: Sequence[list[Tensor]], run: FlatModel) -> None:
+    """Compare program and model with one example more, and at other sizes, as far as they are open and the model takes them."""
+    tensors = tensors_of(capture.flat_inputs())
+    larger = [torch.cat([x, x[:1]]) if 0 in dims else x for x, dims in zip(tensors, open_dims, strict=True)]
+    for others in [larger, *witnesses]:
+        if all(_differing_dims(x, y) <= dims for x, y, dims in zip(tensors, others, open_dims, strict=True)):
+            _check_on(capture, others, run)
+
+
+def _differing_dims(one: Tensor, other: Tensor) -> set[int]:
+    return {dim for dim in range(one.dim()) if one.shape[dim] != other.shape[dim]}
+
+
+def _check_on(capture: Capture, tensors: list[Tensor], run: FlatModel) -> None:
+    try:
+        expected = copied(run(*copied(tensors)))
+    except Exception:  # noqa: BLE001 - what the dense model refuses, its graph need not take
+        return
+    remaining = iter(copied(tensors))
+    flat = [next(remaining) if isinstance(x, Tensor) else x for x in capture.flat_inputs()]
+    check_equal(capture.program(*flat), expected)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,72 @@
+"""Example inputs in the forms that people write, and whether a model runs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.capture.execution import plain_execution
+from secateur.capture.trees import copied
+from secateur.capture.untouched import untouched
+from secateur.errors import ModelError
+
+
+def normalise_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return ``(args, kwargs)`` for inputs given as a tensor, a sequence, a dictionary by name, or a pair of the latter two."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        if not all(isinstance(name, str) for name in inputs):
+            raise ModelError(f"A dictionary of example inputs needs the names of forward's arguments as keys, not {list(inputs)!r}.")
+        return (), dict(inputs)
+    if isinstance(inputs, list | tuple):
+        if len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], Mapping):
+            return inputs[0], normalise_inputs(inputs[1])[1]
+        return tuple(inputs), {}
+    raise ModelError(f"Example inputs are a tensor, a tuple, a dictionary or a pair (tuple, dictionary), not a {type(inputs).__name__}.")
+
+
+def check_model(model: Any) -> None:
+    """Raise ModelError unless ``model`` is a module with finished, finite parameters."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"The model is a {type(model).__name__}; expected a torch.nn.Module, an fx.GraphModule or an ExportedProgram.")
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"{name!r} has no shape yet: run the model once on real inputs before giving it to Secateur.")
+        if tensor.device.type == "meta":
+            raise ModelError(f"{name!r} lies on the meta device and has no values: load the weights first.")
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise ModelError(f"{name!r} holds NaN: these weights cannot be scored, and nothing can be proven about them.")
+
+
+def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise ModelError with the model's own error if the model does not run on its example inputs."""
+    flat, spec = pytree.tree_flatten((args, dict(kwargs)))
+    try:
+        with untouched(model, flat), plain_execution(model, flat):
+            run_args, run_kwargs = pytree.tree_unflatten(copied(flat), spec)
+            model(*run_args, **run_kwargs)
+    except Exception as error:
+        given = describe_inputs(args, kwargs)
+        raise ModelError(f"{type(model).__name__} does not run on the example inputs {given}: {type(error).__name__}: {error}") from error
+
+
+def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Return the inputs as a call would show them, tensors by shape and dtype."""
+    named = [f"{name}={_describe(value)}" for name, value in kwargs.items()]
+    return f"({', '.join([*map(_describe, args), *named])})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_describe(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_describe, value)) + ")"
+    return repr(value) if isinstance(value, int | float | str | bool | None) else type(value).__name__

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from secateur.capture.facts import Observer
+from secateur.capture.leaves import address
 
 
 class Aliases(Observer):
@@ -42,7 +43,7 @@ class Aliases(Observer):
 
 
 def _memory(value: Any) -> set[int]:
-    return {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)} - {0}
+    return {address(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)} - {0}
 
 
 def _extent(tensor: Tensor) -> tuple[Any, ...]:

@@ -58,8 +58,9 @@ class _Functionaliser:
     def _refusals(self, node: fx.Node) -> set[fx.Node]:
         """The memory that has to keep its in-place operators because of this one."""
         roots = {self._root(source) for source in _written(node)}
-        understood = _functional(node) is not None and (self._rebuildable(node.args[0]) or not self._read_elsewhere(node))
-        return set() if understood else roots
+        if _functional(node) is None:
+            return roots
+        return set() if self._rebuildable(node.args[0]) or not self._read_elsewhere(node) else roots
 
     def _rebuildable(self, node: Any) -> bool:
         while node in self.parent:
@@ -151,19 +152,30 @@ def _written(node: fx.Node) -> list[fx.Node]:
 
 
 def _functional(node: fx.Node) -> OpOverload | None:
-    """The overload that computes what an in-place call writes."""
+    """The overload that computes what an in-place call writes into its first argument."""
     target = overload(node)
     assert target is not None
-    arguments = target._schema.arguments
     name = target._schema.name.removeprefix("aten::")
-    if not name.endswith("_") or any(each.alias_info and each.alias_info.is_write for each in arguments[1:]):
+    if (
+        not name.endswith("_")
+        or not node.args
+        or any(each.alias_info and each.alias_info.is_write for each in target._schema.arguments[1:])
+    ):
         return None
-    found = getattr(getattr(aten, name.removesuffix("_"), None), target._overloadname, None)
-    if not isinstance(found, OpOverload) or found._schema.is_mutable:
-        return None
-    names = [[each.name for each in schema.arguments[1:]] for schema in (target._schema, found._schema)]
-    returns_one = len(found._schema.returns) == 1 and found._schema.returns[0].alias_info is None
-    return found if names[0] == names[1] and returns_one else None
+    packet = getattr(aten, name.removesuffix("_"), None)
+    found = [getattr(packet, each) for each in packet.overloads()] if packet is not None else []
+    return next((each for each in found if _signature(each) == _signature(target) and _makes_one(each)), None)
+
+
+def _signature(target: OpOverload) -> list[Any]:
+    """The types of an operator's arguments, and the names of all but the first, which is called differently here and there."""
+    arguments = target._schema.arguments
+    return [*(str(each.type) for each in arguments), *(each.name for each in arguments[1:])]
+
+
+def _makes_one(target: OpOverload) -> bool:
+    returns = target._schema.returns
+    return not target._schema.is_mutable and len(returns) == 1 and returns[0].alias_info is None
 
 
 def _again(node: fx.Node, old: fx.Node, new: fx.Node, before: fx.Node) -> fx.Node:

@@ -220,8 +220,8 @@ def _renames() -> dict[Any, Rename]:
         _flatten: [aten.flatten.using_ints],
         _unflatten: [aten.unflatten.int],
         _permute: [aten.permute.default, aten.permute_copy.default],
-        _swap: [aten.transpose.int, aten.swapaxes.default, aten.swapdims.default, aten.transpose_copy.int],
-        _swap_last: [aten.t.default, aten.mT.default],
+        _swap: [aten.transpose.int, aten.swapaxes.default, aten.swapdims.default, aten.transpose_copy.int, aten.transpose_.default],
+        _swap_last: [aten.t.default, aten.t_.default, aten.mT.default],
         _reverse: [aten.numpy_T.default],
         _move: [aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist],
         _narrow: [aten.narrow.default],
@@ -243,7 +243,10 @@ def _renames() -> dict[Any, Rename]:
         _dsplit: [aten.dsplit.int, aten.dsplit.array],
         _unbind: [aten.unbind.int],
         _expand_as: [aten.expand_as.default],
-        _squeeze: [aten.squeeze.default],
+        _squeeze: [aten.squeeze.default, aten.squeeze_.default],
+        _respell(aten.squeeze.dim): [aten.squeeze_.dim],
+        _respell(aten.squeeze.dims): [aten.squeeze_.dims],
+        _respell(aten.unsqueeze.default): [aten.unsqueeze_.default],
         _type_as: [aten.type_as.default],
     }
     renames = {target: rename for rename, targets in table.items() for target in targets}

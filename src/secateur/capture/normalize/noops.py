@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,9 +25,21 @@ def drop_checks(program: fx.GraphModule) -> None:
 def drop_copies(program: fx.GraphModule) -> None:
     """Read the source instead of a copy of it; for graphs without in-place operators."""
     devices = {tensor.device for tensor in [*program.parameters(), *program.buffers()]}
+    bound = _sources(node for node in program.graph.nodes if node.target in _NEED_STRIDES)
     for node in program.graph.nodes:
-        if node.op == "call_function" and _changes_nothing(node, devices):
+        if node.op == "call_function" and _changes_nothing(node, devices) and not (node in bound and node.target in _LAYOUTS):
             node.replace_all_uses_with(node.args[0])
+
+
+def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Everything that some nodes are computed from."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def drop_dead(program: fx.GraphModule) -> None:
@@ -71,6 +83,9 @@ _COPIES = {
     aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
 }
+_LAYOUTS = {aten.clone.default, aten.contiguous.default}
+_NEED_STRIDES = {aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype}
+"""Operators that ask how their operand lies in memory."""
 _CONVERSIONS = {
     aten._to_copy.default,
     aten.to.device,

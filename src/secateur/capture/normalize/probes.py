@@ -22,7 +22,7 @@ def probe_sizes(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
     run could change, nothing is set: then every size may follow the inputs.
     """
     runs: dict[frozenset[_Place], dict[fx.Node, Any]] = {}
-    for places in _candidates(flat_inputs, _read_sizes(program)):
+    for places in _candidates(flat_inputs):
         known = {place for found in runs for place in found}
         if not places <= known and (facts := _run(program, flat_inputs, places)) is not None:
             runs[places] = facts
@@ -37,10 +37,9 @@ def _read_sizes(program: fx.GraphModule) -> set[_Place]:
     return {(index, int(str(user.args[1]))) for index, user in users if user.target is aten.sym_size.int and user.users}
 
 
-def _candidates(flat_inputs: Sequence[Any], read: set[_Place]) -> Iterator[frozenset[_Place]]:
+def _candidates(flat_inputs: Sequence[Any]) -> Iterator[frozenset[_Place]]:
     """Dimensions that may grow together: all of one size, all of one size at one position, each alone."""
     sizes = {(i, dim): size for i, x in enumerate(flat_inputs) if isinstance(x, Tensor) for dim, size in enumerate(x.shape)}
-    sizes = {place: size for place, size in sizes.items() if size > 1 or place in read}
     groupings: list[Callable[[_Place], Any]] = [sizes.__getitem__, lambda place: (sizes[place], place[1]), lambda place: place]
     for key in groupings:
         for group in dict.fromkeys(map(key, sizes)):

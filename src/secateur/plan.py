@@ -130,7 +130,7 @@ class Plan:
             raise SelectionError(f"Give either the channels to remove or the rank for {name!r}.")
         kind = Prune if rank is None else Factorize
         if not any(isinstance(e, kind) and e.name == name for e in self.edits):
-            raise SelectionError(f"The plan has no {kind.__name__} edit for {name!r}.{_closest(name, [e.name for e in self.edits])}")
+            raise SelectionError(f"The plan has no {kind.__name__} edit for {name!r}.{did_you_mean(name, [e.name for e in self.edits])}")
         edits = [_changed(e, remove, rank) if isinstance(e, kind) and e.name == name else e for e in self.edits]
         return replace(self, edits=tuple(e for e in edits if e is not None))
 
@@ -138,8 +138,8 @@ class Plan:
         """Raise :class:`PlanError` unless the plan belongs to the model with this fingerprint."""
         if model_fingerprint != self.fingerprint:
             raise PlanError(
-                f"This plan was made for another model: its fingerprint is {self.fingerprint[:12]}, the model's is {model_fingerprint[:12]} "
-                "(of the names and shapes of all weights). Apply it to its own model, or make a new plan."
+                f"This plan was made for another model: its fingerprint is {self.fingerprint[:12]}, that of the model's weights "
+                f"(names and shapes) is {model_fingerprint[:12]}. Apply the plan to its own model, or make a new one."
             )
 
     def to_json(self) -> str:
@@ -207,6 +207,12 @@ def fingerprint(model_tensors: Mapping[str, Sequence[int]]) -> str:
     """What a plan recognises its model by: the names and shapes of all weights, not their values."""
     entries = sorted((name, [int(n) for n in shape]) for name, shape in model_tensors.items())
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """A sentence with the names closest to one that is unknown, or nothing."""
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.4)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
 def _changed(edit: Edit, remove: Sequence[int] | None, rank: Sequence[int] | None) -> Edit | None:
@@ -303,8 +309,3 @@ def _shortened(numbers: Sequence[int], most: int = 8) -> str:
 
 def _text(value: Any) -> str:
     return ", ".join(f"{k}={_text(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _closest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

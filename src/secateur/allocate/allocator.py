@@ -1,0 +1,37 @@
+"""How a ratio for the whole model is spread over its groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from secateur.allocate.ladder import Ladder, Scores
+
+
+class Allocator(Protocol):
+    """A way of spreading one ratio over groups.
+
+    The candidates are the steps of the ladders, so that a channel counts once however many layers share it, and the
+    same channel of all heads counts once too. A larger ratio never takes fewer in total. Counts need not be legal yet:
+    :func:`~secateur.allocate.constraints.settle` sees to that.
+    """
+
+    def __call__(self, ladders: Sequence[Ladder], ratio: float) -> Mapping[str, int]:
+        """Steps to take of each group, by name."""
+        ...
+
+
+def smallest(ladders: Sequence[Ladder], costs: Sequence[Scores], ratio: float) -> dict[str, int]:
+    """Take the cheapest candidates of all groups together, the given ratio of them.
+
+    What a group cannot give because something of it must stay is taken from the next cheapest elsewhere.
+    """
+    wanted = math.floor(ratio * sum(each.scores.size for each in ladders) + 0.5 + 1e-9)
+    offered = [cost[: each.most] for each, cost in zip(ladders, costs, strict=True)]
+    owner = np.repeat(np.arange(len(ladders)), [offer.size for offer in offered])
+    chosen = owner[np.argsort(np.concatenate([np.zeros(0), *offered]), kind="stable")[:wanted]]
+    counts = np.bincount(chosen, minlength=len(ladders)).tolist()
+    return {each.name: count for each, count in zip(ladders, counts, strict=False)}

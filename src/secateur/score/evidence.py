@@ -1,0 +1,145 @@
+"""What criteria look at: weights, how they are used in the graph, and what calibration saw."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from secateur.capture.capture import Capture
+from secateur.errors import SelectionError
+from secateur.groups.fields import Labels
+from secateur.groups.group import ChannelGroup, Member
+from secateur.score.combine import Combine
+
+_BATCH_NORMS = ("aten.batch_norm", "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._native_batch_norm_legit_no_training")
+_LOOKUPS = ("aten.embedding", "aten.embedding_bag")
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """Rows of one weight that make channels, each channel at most once."""
+
+    tensor: str
+    positions: Labels
+    """Positions along the weight's dimension."""
+    channels: Labels
+    """The channel that each row makes."""
+    rows: Tensor
+    """The weights that make each channel: shape ``(channels, rest)``, in the weight's dtype."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that a criterion may look at."""
+
+    weights: Mapping[str, Tensor]
+    combine: Combine = field(default_factory=Combine)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    """By weight, the factor that a batch norm right behind it puts on each of its outputs."""
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    """By weight, the groups of the convolution that it belongs to, where there are several."""
+    lookups: frozenset[str] = frozenset()
+    """Weights whose rows are looked up by number."""
+    observed: Mapping[Hashable, Tensor] = field(default_factory=dict)
+    """What calibration found, by the key of who asked for it."""
+
+    def producers(self, group: ChannelGroup) -> Iterator[Producer]:
+        """The producers of a group, one after the other.
+
+        A weight that makes a channel with several rows, as a fused query and key projection does, counts as several
+        producers. Embeddings only count where nothing else makes the channels.
+        """
+        for member in _makers(group, self.lookups):
+            rows = member.flatten(self.weights[member.tensor].detach())
+            for picked in _occurrences(member.channels):
+                index = torch.as_tensor(picked, device=rows.device)
+                own = rows if picked.size == member.channels.size else rows[index]
+                yield Producer(member.tensor, member.positions[picked], member.channels[picked], own)
+
+    def observation(self, key: Hashable, what: str) -> Tensor:
+        """What calibration found under a key, or an error that says that data are needed."""
+        if key not in self.observed:
+            raise SelectionError(f"{what} needs calibration data, and none were seen for it; give some batches with data=...")
+        return self.observed[key]
+
+
+def gather(capture: Capture, *, combine: Combine | None = None, observed: Mapping[Hashable, Tensor] | None = None) -> Evidence:
+    """Collect the evidence that a captured model holds by itself, and add what calibration saw."""
+    leaves = {str(n.target) for n in capture.graph.nodes if n.op == "get_attr"}
+    weights = {name: capture.leaf(name).detach() for name in sorted(leaves)}
+    return Evidence(
+        weights=weights,
+        combine=combine or Combine(),
+        scales=dict(_batch_norm_scales(capture.graph, weights)),
+        partitions=dict(_partitions(capture.graph)),
+        lookups=frozenset(name for node in _calls(capture.graph, _LOOKUPS) if (name := _leaf(node.args[0]))),
+        observed=observed or {},
+    )
+
+
+def precise(values: Tensor) -> Tensor:
+    """In double precision, or in single precision on devices that have nothing better."""
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+def _makers(group: ChannelGroup, lookups: frozenset[str]) -> tuple[Member, ...]:
+    writers = tuple(m for m in group.writers if m.tensor not in lookups)
+    return writers or group.writers or tuple(m for m in group.members if m.role == "carries") or group.members
+
+
+def _occurrences(channels: Labels) -> Iterator[Labels]:
+    """Split places so that each part holds a channel at most once: the first place of every channel, the second, and so on."""
+    order = np.argsort(channels, kind="stable")
+    ordered = channels[order]
+    starts = np.searchsorted(ordered, ordered)
+    number = np.empty_like(channels)
+    number[order] = np.arange(channels.size) - starts
+    for each in range(int(number.max(initial=-1)) + 1):
+        yield np.flatnonzero(number == each)
+
+
+def _calls(graph: fx.Graph, names: tuple[str, ...]) -> Iterator[fx.Node]:
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and str(node.target.overloadpacket) in names:
+            yield node
+
+
+def _leaf(value: Any) -> str | None:
+    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else None
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for place, argument in enumerate(node.target._schema.arguments):
+        if argument.name == name:
+            return node.args[place] if place < len(node.args) else node.kwargs.get(name, argument.default_value)
+    return None
+
+
+def _batch_norm_scales(graph: fx.Graph, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The factor of each batch norm, by the weight of the layer whose output it alone takes."""
+    uses: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
+    for node in _calls(graph, _BATCH_NORMS):
+        source = _argument(node, "input")
+        weight = _leaf(source.args[1]) if source.op == "call_function" and len(source.args) > 1 and len(source.users) == 1 else None
+        variance = _leaf(_argument(node, "running_var"))
+        if weight is not None and variance is not None and uses[weight] == 1:
+            gamma = _leaf(_argument(node, "weight"))
+            scale = (precise(weights[variance]) + float(_argument(node, "eps"))).rsqrt()
+            yield weight, scale if gamma is None else scale * precise(weights[gamma])
+
+
+def _partitions(graph: fx.Graph) -> Iterator[tuple[str, int]]:
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and "conv" in str(node.target):
+            weight, groups = _leaf(_argument(node, "weight")), _argument(node, "groups")
+            if weight is not None and isinstance(groups, int) and groups > 1:
+                yield weight, groups

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +21,9 @@ from secateur.capture.flat import PREFIX, FlatModel, flatten_inputs, tensors_of
 from secateur.capture.leaves import Leaves
 from secateur.capture.sizes import Place, open_sizes
 from secateur.capture.transcribe import Transcript
-from secateur.capture.trees import copied, input_names
+from secateur.capture.trees import input_names
 from secateur.capture.untouched import untouched
-from secateur.capture.verify import check_equal, close_capture
+from secateur.capture.verify import check_on, close_capture
 from secateur.errors import CaptureError
 
 Sizes = tuple[dict[int, Any], ...]
@@ -48,20 +49,19 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     kwargs = dict(kwargs or {})
     flat, in_spec = flatten_inputs(args, kwargs)
     notes: list[str] = []
-    with untouched(model, flat), plain_execution(model, flat):
-        run = FlatModel(model, flat, in_spec).eval()
-        expected = copied(run(*tensors_of(flat)))
-        blank = Capture(fx.GraphModule({}, fx.Graph()), model, args, kwargs, in_spec, run.outcome.spec, "export", {})
-        places, witnesses = open_sizes(run, tensors_of(flat)) if dynamic else ([], [])
-        for attempt in _attempts(run, tensors_of(flat), places, dynamic=dynamic):
-            try:
-                traced = _traced(run, attempt)
-                capture = close_capture(transcribed(traced, blank), expected)
-                _check_elsewhere(capture, _open_dims(traced), witnesses, run)
-            except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
-                notes.append(f"torch.export with {attempt.what}: {_first_line(error)}")
-            else:
-                return replace(capture, notes=(*notes, *capture.notes))
+    run = FlatModel(model, flat, in_spec)
+    expected = run.outputs_on(tensors_of(flat))
+    blank = Capture(fx.GraphModule({}, fx.Graph()), model, args, kwargs, in_spec, run.outcome.spec, "export", {})
+    places, witnesses = open_sizes(run, tensors_of(flat)) if dynamic else ([], [])
+    for attempt in _attempts(run, tensors_of(flat), places, dynamic=dynamic):
+        try:
+            traced = _traced(run, attempt)
+            capture = close_capture(transcribed(traced, blank), expected)
+            _check_elsewhere(capture, _open_dims(traced), witnesses, run)
+        except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
+            notes.append(f"torch.export with {attempt.what}: {_first_line(error)}")
+        else:
+            return replace(capture, notes=(*notes, *capture.notes))
     raise CaptureError("torch.export cannot capture the model.\n" + "\n".join(notes))
 
 
@@ -99,7 +99,7 @@ def _stored(spec: InputSpec, traced: torch.export.ExportedProgram, transcript: T
 
 def _traced(run: FlatModel, attempt: _Attempt) -> torch.export.ExportedProgram:
     shapes = None if attempt.sizes is None else (attempt.sizes,)
-    with _quietly():
+    with _quietly(), untouched(run, attempt.tensors), plain_execution(run, attempt.tensors):
         traced = torch.export.export(run, tuple(attempt.tensors), dynamic_shapes=shapes, strict=False)
     if attempt.needs_batch and not any(0 in dims for dims in _open_dims(traced)):
         raise CaptureError("the model fixes the batch size")
@@ -108,11 +108,11 @@ def _traced(run: FlatModel, attempt: _Attempt) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep torch's remarks on the user's source, and on inequalities that it cannot solve, off the screen."""
+    """Keep torch's remarks off the screen; what made an attempt fail is told by its exception."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -147,7 +147,7 @@ def _sizes(tensors: Sequence[Tensor], places: Sequence[Place]) -> Sizes:
 def _doubled(run: FlatModel, tensors: list[Tensor]) -> list[Tensor] | None:
     twice = [torch.cat([tensor, tensor]) if tensor.dim() else tensor for tensor in tensors]
     try:
-        run(*twice)
+        run.outputs_on(twice)
     except Exception:  # noqa: BLE001 - a model may refuse another batch size in any way it likes
         return None
     return twice
@@ -177,21 +177,11 @@ def _check_elsewhere(capture: Capture, open_dims: Sequence[set[int]], witnesses:
     larger = [torch.cat([x, x[:1]]) if 0 in dims else x for x, dims in zip(tensors, open_dims, strict=True)]
     for others in [larger, *witnesses]:
         if all(_differing_dims(x, y) <= dims for x, y, dims in zip(tensors, others, open_dims, strict=True)):
-            _check_on(capture, others, run)
+            check_on(capture, others, run)
 
 
 def _differing_dims(one: Tensor, other: Tensor) -> set[int]:
     return {dim for dim in range(one.dim()) if one.shape[dim] != other.shape[dim]}
-
-
-def _check_on(capture: Capture, tensors: list[Tensor], run: FlatModel) -> None:
-    try:
-        expected = copied(run(*copied(tensors)))
-    except Exception:  # noqa: BLE001 - what the dense model refuses, its graph need not take
-        return
-    remaining = iter(copied(tensors))
-    flat = [next(remaining) if isinstance(x, Tensor) else x for x in capture.flat_inputs()]
-    check_equal(capture.program(*flat), expected)
 
 
 def _first_line(error: Exception) -> str:

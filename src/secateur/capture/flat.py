@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.capture.execution import plain_execution
 from secateur.capture.trees import copied, flatten_outputs
+from secateur.capture.untouched import untouched
 
 PREFIX = "inner."
 """What stands before the user's names while torch sees a model as a FlatModel."""
@@ -42,6 +44,11 @@ class FlatModel(nn.Module):
         args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
         leaves, self.outcome.spec = flatten_outputs(self.inner(*args, **kwargs))
         return tuple(leaves)
+
+    def outputs_on(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Return copies of what the model returns on copies of these tensors, and leave it as it was."""
+        with untouched(self, list(tensors)), plain_execution(self, list(tensors)):
+            return copied(self(*copied(tensors)))
 
 
 def flatten_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:

@@ -134,7 +134,7 @@ _FILES: Mapping[str, Callable[[Path, bool], nn.Module | ExportedProgram]] = {
 
 def _built(spec: str) -> nn.Module:
     source, colon, name = spec.partition(":")
-    if not colon or not name:
+    if not (source and colon and name):
         raise UsageError(f"Cannot tell what model {spec!r} means: give {FORMS}.")
     build = _HUBS.get(source)
     try:

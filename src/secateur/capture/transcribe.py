@@ -36,6 +36,7 @@ class Transcript:
         self.inputs = [self.graph.placeholder(name) for name in input_names]
         self._leaves = leaves
         self._prefix = prefix
+        self._constant_sources: dict[str, Tensor] = {}
         self._stored: dict[str, Node] = {}
         for node in self.inputs:
             node.meta["module"] = ""
@@ -46,8 +47,11 @@ class Transcript:
 
     def constant(self, tensor: Tensor) -> Node:
         """Return the node of a tensor that is no parameter or buffer."""
-        name = next((name for name, known in self.constants.items() if known is tensor), f"{CONSTANT_PREFIX}{len(self.constants)}")
-        self.constants[name] = tensor
+        name = next((name for name, known in self._constant_sources.items() if known is tensor), None)
+        if name is None:
+            name = f"{CONSTANT_PREFIX}{len(self.constants)}"
+            self._constant_sources[name] = tensor
+            self.constants[name] = tensor.detach().clone()
         return self._get_attr(name)
 
     def write(self, module: fx.GraphModule, operands: Sequence[Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateur.capture.facts import cuda_devices
 
@@ -49,8 +50,8 @@ def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
     attributes = [(module, _attributes(module)) for module in model.modules()]
     requires_grad = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
     keepsakes = Keepsakes()
-    for buffer in model.buffers():
-        keepsakes.keep(buffer)
+    for tensor in _state(model):
+        keepsakes.keep(tensor)
     try:
         with _same_random_state(model, flat_inputs), _attention_in_the_open():
             _evaluate(model)
@@ -62,6 +63,15 @@ def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
         for tensor, flag in requires_grad:
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
+
+
+def _state(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers, and the tensors that modules hold as plain attributes."""
+    yield from model.buffers()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_"):
+                yield from (x for x in pytree.tree_leaves(value) if isinstance(x, Tensor) and not isinstance(x, nn.Parameter))
 
 
 def _evaluate(model: nn.Module) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from secateur.capture.capture import Capture
-from secateur.capture.facts import settle
+from secateur.capture.facts import cuda_devices, settle
+from secateur.capture.flat import FlatModel
+from secateur.capture.trees import copied
 from secateur.errors import CaptureError
 
 TOLERANCE = 1e-4
@@ -30,6 +32,18 @@ def check_equal(found: Sequence[Any], expected: Sequence[Any]) -> None:
     for position, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         if not _is_equal(ours, theirs):
             raise CaptureError(f"Output {position} of the captured graph is {_describe(ours)}, but the model returned {_describe(theirs)}.")
+
+
+def check_on(capture: Capture, tensors: Sequence[Tensor], run: FlatModel) -> None:
+    """Compare program and model on other tensors, if the model takes them."""
+    try:
+        expected = run.outputs_on(tensors)
+    except Exception:  # noqa: BLE001 - what the dense model refuses, its graph need not take
+        return
+    remaining = iter(copied(tensors))
+    flat = [next(remaining) if isinstance(x, Tensor) else x for x in capture.flat_inputs()]
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(capture.program, flat)):
+        check_equal(capture.program(*flat), expected)
 
 
 def _is_equal(ours: Any, theirs: Any) -> bool:

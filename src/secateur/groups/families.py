@@ -67,7 +67,7 @@ def block_families(solution: Solution) -> list[Family]:
     uneven = _unevenness(solution, np.flatnonzero(wanted), tables)
     families: list[Family] = []
     for classes in _rows_of_tables(solution, wanted):
-        pattern = np.sort(solution.belongs[:, classes].indices).tobytes()
+        pattern = np.unique(solution.belongs[:, classes].tocoo().coords[0]).tobytes()
         if pattern not in seen:
             seen.add(pattern)
             families += _balanced(classes, uneven)

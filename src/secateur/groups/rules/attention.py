@@ -7,6 +7,7 @@ import numpy as np
 from secateur.groups.fields import Field, Fields
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.contraction import product
+from secateur.groups.rules.reduction import after_softmax
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 
@@ -22,10 +23,7 @@ def attention(call: Call) -> Outcome:
     shape = (*query.shape[:-1], key.shape[-2])
     if mask is not None:
         scores = meet(call.ledger, [Shaped(shape, scores), mask], len(shape))
-    rank = len(shape)
-    held = tuple(f for f in scores if rank - 1 in f.dims)
-    call.ledger.freeze_fields(held, "softmax runs over it")
-    weights = Operand(shape, tuple(f for f in scores if f not in held))
+    weights = Operand(shape, after_softmax(call.ledger, scores, frozenset({len(shape) - 1})))
     return product(call, [weights, value], [batch + "qk", batch + "kv"], batch + "qv")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.groups.fields import Field, Fields
 from secateur.groups.ledger import Ledger
-from secateur.groups.meeting import reduce
+from secateur.groups.meeting import flattened, reduce
 from secateur.groups.rules.normalisation import renormalises
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
@@ -56,11 +56,22 @@ def _hold(ledger: Ledger, x: Operand, dims: frozenset[int], text: str) -> None:
 
 @rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.softmin")
 def softmax(call: Call) -> Outcome:
-    """Labels that softmax shares probability over stay: a smaller softmax is another function."""
+    """Labels that softmax shares probability over stay, or go all together where they also vary along other dimensions."""
     x = call["self"]
-    dims = call.dims(call["dim"], len(x.shape))
-    _hold(call.ledger, x, dims, "softmax runs over it")
-    return tuple(f for f in x.fields if not f.dims & dims)
+    return after_softmax(call.ledger, x.fields, call.dims(call["dim"], len(x.shape)))
+
+
+def after_softmax(ledger: Ledger, fields: Fields, dims: frozenset[int]) -> Fields:
+    """Fields after a softmax: part of its positions can't go, since a smaller softmax is another function."""
+    out = []
+    for field in fields:
+        if not field.dims & dims:
+            out.append(field)
+        elif field.dims <= dims or field.block:
+            ledger.freeze(field.labels, "softmax runs over it")
+        else:
+            out.append(flattened(ledger, field, dims))
+    return tuple(out)
 
 
 @rule(

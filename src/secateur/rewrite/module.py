@@ -1,0 +1,165 @@
+"""Keep the user's class: the same modules with smaller tensors, and the numbers in them that follow."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.capture.capture import Capture
+from secateur.rewrite.cut import Cut
+from secateur.rewrite.graph import smaller
+from secateur.rewrite.slices import Slices
+
+Attributes = dict[str, dict[str, Any]]
+"""New values of attributes, by module path and attribute name."""
+
+
+def shrink_module(model: nn.Module, cut: Cut, attributes: Attributes) -> nn.Module | None:
+    """A copy of the user's model with smaller tensors and new attributes; ``None`` if some tensor is not the model's own."""
+    slices, capture = Slices.of(cut), cut.solution.walk.capture
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    if any(name not in own for name in slices.kept):
+        return None
+    memo: dict[int, Any] = {}
+    for name in slices.kept:
+        new = smaller(own[name], name, slices)
+        memo |= {id(own[alias]): new for alias in capture.tied.get(name, (name,))}
+    smaller_model = copy.deepcopy(model, memo)
+    set_attributes(smaller_model, attributes)
+    return smaller_model
+
+
+def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write new values of attributes into a model."""
+    for path, values in attributes.items():
+        module = model.get_submodule(path)
+        for name, value in values.items():
+            setattr(module, name, tuple(value) if isinstance(getattr(module, name, None), tuple) else value)
+
+
+def layer_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> Attributes:
+    """Widths, groups and normalised shapes of torch's own layers, as the new shapes and the rewritten graph have them."""
+    slices, capture = Slices.of(cut), cut.solution.walk.capture
+    groups = _rewritten_groups(program)
+    out: Attributes = {}
+    for path, module in model.named_modules():
+        shapes = {}
+        for name, tensor in module._parameters.items() | module._buffers.items():
+            full = f"{path}.{name}" if path else name
+            first = next((f for f, names in capture.tied.items() if full in names), full)
+            if isinstance(tensor, Tensor) and first in slices:
+                shapes[name] = tuple(slices.apply(first, torch.empty(tensor.shape, device="meta")).shape)
+        found = _widths(module, shapes, groups.get(f"{path}.weight" if path else "weight"))
+        if found:
+            out[path] = found
+    return out
+
+
+def _rewritten_groups(program: fx.GraphModule) -> dict[str, int]:
+    """Numbers of groups in the rewritten graph, by the weight that goes with them."""
+    out = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            names = [a.name for a in node.target._schema.arguments]
+            named = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+            count, weight = named.get("groups", named.get("num_groups")), named.get("weight")
+            if isinstance(count, int) and isinstance(weight, fx.Node):
+                out[str(weight.target)] = count
+    return out
+
+
+def _widths(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int | None) -> dict[str, Any]:
+    """The attributes that torch's layers keep beside their tensors."""
+    shape = shapes.get("weight", shapes.get("running_mean"))
+    if shape is None:
+        return {}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        count = module.groups if groups is None else groups
+        first, second = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
+        return {first: shape[0], second: shape[1] * count, "groups": count}
+    if isinstance(module, nn.Linear):
+        return {"out_features": shape[0], "in_features": shape[1]}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": shape[0]}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": shape}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": shape[0], "num_groups": module.num_groups if groups is None else groups}
+    return {"num_parameters": shape[0]} if isinstance(module, nn.PReLU) else {}
+
+
+def candidate_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> Attributes:
+    """Other whole numbers of modules that equal a size which changed inside them: proposals, to be proven."""
+    changed = _changed_sizes(cut, program)
+    out: Attributes = {}
+    for path, module in model.named_modules():
+        sizes = {old: new for old, new in changed.get(path, {}).items() if new is not None}
+        found = {name: new for name, value in vars(module).items() if (new := _renewed(value, sizes)) is not None and not name.startswith("_")}
+        if found:
+            out[path] = found
+    return out
+
+
+def _renewed(value: Any, sizes: Mapping[int, int | None]) -> Any:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return sizes.get(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        renewed = type(value)(sizes.get(v) or v for v in value)
+        return renewed if renewed != value else None
+    return None
+
+
+def _changed_sizes(cut: Cut, program: fx.GraphModule) -> dict[str, dict[int, int | None]]:
+    """For each module, what sizes at work in it became; ``None`` where one size became several."""
+    out: dict[str, dict[int, int | None]] = defaultdict(dict)
+    copies = {n.name: n for n in program.graph.nodes}
+    for node in cut.solution.walk.capture.graph.nodes:
+        copy_ = copies.get(node.name)
+        if node.op != "call_function" or copy_ is None:
+            continue
+        for old, new in _pairs(node, copy_, cut):
+            for path in _ancestors(str(node.meta.get("module", ""))):
+                known = out[path].setdefault(old, new)
+                if known != new:
+                    out[path][old] = None
+    return out
+
+
+def _ancestors(path: str) -> list[str]:
+    """The module that made a call, and the one around it."""
+    return [path, path.rpartition(".")[0]] if path else [path]
+
+
+def _pairs(old: fx.Node, new: fx.Node, cut: Cut) -> Iterator[tuple[int, int]]:
+    for a, b in zip(_numbers([old.args, old.kwargs]), _numbers([new.args, new.kwargs]), strict=False):
+        if a != b and a > 1 and b > 0:
+            yield a, b
+    fields = cut.solution.walk.fields.get(old, ())
+    fact: Any = old.meta.get("fact")
+    for field, one in zip(fields, fact, strict=True) if isinstance(fields, list) and isinstance(fact, list | tuple) else [(fields, fact)]:
+        if hasattr(one, "shape"):
+            yield from ((a, b) for a, b in zip(one.shape, cut.shape(field, one.shape), strict=True) if a != b)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def tied_names(capture: Capture) -> dict[str, str]:
+    """The name that the graph uses, by each name of a tensor."""
+    return {alias: first for first, names in capture.tied.items() for alias in names}

@@ -1,0 +1,272 @@
+"""Raise flat calls to ``nn`` layers under the user's names, so that train, eval, dropout and batch norm work as usual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from secateur.capture.capture import Capture
+from secateur.rewrite.graph import put
+
+aten = torch.ops.aten
+_CONVOLUTIONS: dict[str, type[nn.Module]] = {
+    "aten.conv1d": nn.Conv1d,
+    "aten.conv2d": nn.Conv2d,
+    "aten.conv3d": nn.Conv3d,
+    "aten.conv_transpose1d": nn.ConvTranspose1d,
+    "aten.conv_transpose2d": nn.ConvTranspose2d,
+    "aten.conv_transpose3d": nn.ConvTranspose3d,
+}
+Settings = tuple[type[nn.Module], dict[str, Any]]
+
+
+def raise_layers(program: fx.GraphModule, capture: Capture) -> fx.GraphModule:
+    """The same computation built of ordinary layers, called as the user's model is called."""
+    raiser = _Raiser(program, capture)
+    for node in list(program.graph.nodes):
+        if node.op == "call_function":
+            raiser.visit(node)
+    program.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
+    _call_as(program, capture)
+    raised = fx.GraphModule(program, program.graph, type(capture.model).__name__)
+    _tie(raised, capture)
+    raised.train(capture.model.training)
+    return raised
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+class _Raiser:
+    def __init__(self, program: fx.GraphModule, capture: Capture) -> None:
+        self.program = program
+        self.capture = capture
+        self.made: dict[str, Settings] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        """Replace one call by a layer where that says the same."""
+        packet = str(node.target.overloadpacket) if isinstance(node.target, torch._ops.OpOverload) else ""
+        named = _named(node)
+        if packet in _CONVOLUTIONS:
+            self._layer(node, named, _convolution(packet, named))
+        elif packet in _LAYERS:
+            self._layer(node, named, _LAYERS[packet](named))
+        elif packet in ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout"):
+            self._dropout(node, packet, named)
+
+    def _layer(self, node: fx.Node, named: dict[str, Any], settings: Settings | None) -> None:
+        tensors = {k: named[k] for k in ("weight", "bias", "running_mean", "running_var") if isinstance(named.get(k), fx.Node)}
+        path = self._owner(node, tensors)
+        if path is None or settings is None or self.made.setdefault(path, settings) != settings:
+            return
+        if not isinstance(self._existing(path), settings[0]):
+            self._make(path, settings, tensors)
+        self._call(node, path, named["indices"] if "indices" in named else named.get("input", named.get("self")))
+
+    def _existing(self, path: str) -> nn.Module | None:
+        try:
+            return self.program.get_submodule(path)
+        except AttributeError:
+            return None
+
+    def _owner(self, node: fx.Node, tensors: Mapping[str, fx.Node]) -> str | None:
+        """The module path under which all these tensors have the names that a layer gives them."""
+        paths: set[str] | None = None
+        for role, tensor in tensors.items():
+            if tensor.op != "get_attr":
+                return None
+            names = self.capture.tied.get(str(tensor.target), (str(tensor.target),))
+            found = {n.removesuffix(f".{role}") for n in names if n.endswith(f".{role}")}
+            paths = found if paths is None else paths & found
+        if not paths:
+            return None
+        here = str(node.meta.get("module", ""))
+        return here if here in paths else sorted(paths)[0]
+
+    def _make(self, path: str, settings: Settings, tensors: Mapping[str, fx.Node]) -> None:
+        kind, options = settings
+        layer = kind(**options, device="meta")
+        values = {role: _attribute(self.program, str(node.target)) for role, node in tensors.items()}
+        for role in ("weight", "bias"):
+            if role in values and not isinstance(values[role], nn.Parameter):
+                del layer._parameters[role]
+                layer.register_buffer(role, values[role])
+            elif role in values:
+                layer.register_parameter(role, values[role])
+        for role in ("running_mean", "running_var"):
+            if role in values:
+                layer.register_buffer(role, values[role])
+        if "num_batches_tracked" in layer._buffers:
+            layer.register_buffer("num_batches_tracked", self._counter(path))
+        children = dict(existing._modules) if (existing := self._existing(path)) is not None else {}
+        for name, child in children.items():
+            layer.add_module(name, child)
+        put(self.program, path, layer)
+
+    def _counter(self, path: str) -> Tensor:
+        try:
+            counter = getattr(self.capture.model.get_submodule(path), "num_batches_tracked", None)
+        except AttributeError:
+            counter = None
+        return counter.clone() if isinstance(counter, Tensor) else torch.tensor(0)
+
+    def _dropout(self, node: fx.Node, packet: str, named: dict[str, Any]) -> None:
+        source = named["input"]
+        rank = len(node.meta["origin"].meta["fact"].shape)
+        kind: type[nn.Module] = nn.AlphaDropout if "alpha" in packet else nn.Dropout
+        if "feature" in packet:
+            kind = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}.get(rank, nn.Dropout2d)
+        settings: Settings = (kind, {"p": named["p"]})
+        path = self._free_path(str(node.meta.get("module", "")), settings)
+        self.made[path] = settings
+        if not isinstance(self._existing(path), kind):
+            put(self.program, path, kind(p=named["p"]))
+        self._call(node, path, source)
+
+    def _free_path(self, module: str, settings: Settings) -> str:
+        """The user's dropout layer if the call is its own, else a new name inside the module that dropped."""
+        try:
+            own = self.capture.model.get_submodule(module) if module else None
+        except AttributeError:
+            own = None
+        if isinstance(own, settings[0]):
+            return module
+        stem, number = f"{module}.dropout" if module else "dropout", 0
+        while f"{stem}_{number}" in self.made:
+            number += 1
+        return f"{stem}_{number}"
+
+    def _call(self, node: fx.Node, path: str, source: Any) -> None:
+        with self.program.graph.inserting_before(node):
+            call = self.program.graph.call_module(path, (source,))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        self.program.graph.erase_node(node)
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return {}
+    named = {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
+    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _attribute(root: nn.Module, name: str) -> Any:
+    owner, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(owner), last)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(_attribute(node.graph.owning_module, str(node.target)).shape)
+
+
+def _convolution(packet: str, a: dict[str, Any]) -> Settings | None:
+    if not isinstance(a["weight"], fx.Node) or a["weight"].op != "get_attr":
+        return None
+    shape, transposed = _shape(a["weight"]), "transpose" in packet
+    wide = shape[1] * a["groups"]
+    options = {
+        "in_channels": shape[0] if transposed else wide,
+        "out_channels": wide if transposed else shape[0],
+        "kernel_size": tuple(shape[2:]),
+        "stride": _tuple(a["stride"], shape),
+        "padding": a["padding"] if isinstance(a["padding"], str) else _tuple(a["padding"], shape),
+        "dilation": _tuple(a["dilation"], shape),
+        "groups": a["groups"],
+        "bias": a["bias"] is not None,
+    }
+    if transposed:
+        options["output_padding"] = _tuple(a["output_padding"], shape)
+    return _CONVOLUTIONS[packet], options
+
+
+def _tuple(value: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * (len(shape) - 2) if len(values) == 1 else values
+
+
+def _linear(a: dict[str, Any]) -> Settings | None:
+    if a["weight"].op != "get_attr" or len(_shape(a["weight"])) != 2:
+        return None
+    out, width = _shape(a["weight"])
+    return nn.Linear, {"in_features": width, "out_features": out, "bias": a["bias"] is not None}
+
+
+def _batch_norm(a: dict[str, Any]) -> Settings | None:
+    rank = len(a["input"].meta["origin"].meta["fact"].shape) if "origin" in a["input"].meta else 4
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(rank)
+    if kind is None or a["training"] or a["running_mean"] is None or (a["weight"] is None) != (a["bias"] is None):
+        return None
+    size = _shape(a["running_mean"])[0] if a["running_mean"].op == "get_attr" else 0
+    return (kind, {"num_features": size, "eps": a["eps"], "momentum": a["momentum"], "affine": a["weight"] is not None}) if size else None
+
+
+def _layer_norm(a: dict[str, Any]) -> Settings | None:
+    if a["weight"] is None:
+        return None
+    return nn.LayerNorm, {"normalized_shape": tuple(a["normalized_shape"]), "eps": a["eps"], "bias": a["bias"] is not None}
+
+
+def _rms_norm(a: dict[str, Any]) -> Settings | None:
+    return None if a["weight"] is None else (nn.RMSNorm, {"normalized_shape": tuple(a["normalized_shape"]), "eps": a["eps"]})
+
+
+def _group_norm(a: dict[str, Any]) -> Settings | None:
+    if a["weight"] is None or a["bias"] is None or a["weight"].op != "get_attr":
+        return None
+    return nn.GroupNorm, {"num_groups": a["num_groups"], "num_channels": _shape(a["weight"])[0], "eps": a["eps"]}
+
+
+def _embedding(a: dict[str, Any]) -> Settings | None:
+    if a["weight"].op != "get_attr":
+        return None
+    rows, width = _shape(a["weight"])
+    return nn.Embedding, {"num_embeddings": rows, "embedding_dim": width, "padding_idx": None if a["padding_idx"] < 0 else a["padding_idx"]}
+
+
+def _prelu(a: dict[str, Any]) -> Settings | None:
+    return (nn.PReLU, {"num_parameters": _shape(a["weight"])[0]}) if a["weight"].op == "get_attr" and len(_shape(a["weight"])) == 1 else None
+
+
+_LAYERS: dict[str, Callable[[dict[str, Any]], Settings | None]] = {
+    "aten.linear": _linear,
+    "aten.batch_norm": _batch_norm,
+    "aten.layer_norm": _layer_norm,
+    "aten.rms_norm": _rms_norm,
+    "aten.group_norm": _group_norm,
+    "aten.embedding": _embedding,
+    "aten.prelu": _prelu,
+}
+
+
+def _call_as(program: fx.GraphModule, capture: Capture) -> None:
+    """Give the graph the calling convention of the user's model: nested inputs and outputs."""
+    names = [f"arg{i}" for i in range(len(capture.args))] + list(capture.kwargs)
+    program.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, capture.in_spec, capture.out_spec)))
+
+
+def _tie(program: fx.GraphModule, capture: Capture) -> None:
+    """Tied parameters have all their names, and are one."""
+    for first, names in capture.tied.items():
+        held = [n for n in names if _has(program, n)]
+        if not held:
+            continue
+        value = _attribute(program, held[0])
+        for name in names:
+            if name not in held or _attribute(program, name) is not value:
+                put(program, name, value)
+        del first
+
+
+def _has(program: nn.Module, name: str) -> bool:
+    try:
+        _attribute(program, name)
+    except AttributeError:
+        return False
+    return True

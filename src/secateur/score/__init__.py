@@ -1,9 +1,33 @@
 """Say how much each channel matters; higher means keep."""
 
+from secateur.score.calibrate import calibrate, needs_data
 from secateur.score.combine import Combine, GroupPolicy, Policy
 from secateur.score.evidence import Evidence, gather
+from secateur.score.geometric_median import GeometricMedian
+from secateur.score.index import Index
 from secateur.score.l2 import L2
 from secateur.score.normalize import LayerNorm, normalize
+from secateur.score.nuclear_norm import NuclearNorm
+from secateur.score.random import Random
 from secateur.score.scorer import Scorer, score_groups
+from secateur.score.snp import SNP
 
-__all__ = ["Combine", "Evidence", "GroupPolicy", "L2", "LayerNorm", "Policy", "Scorer", "gather", "normalize", "score_groups"]
+__all__ = [
+    "Combine",
+    "Evidence",
+    "GeometricMedian",
+    "GroupPolicy",
+    "Index",
+    "L2",
+    "LayerNorm",
+    "NuclearNorm",
+    "Policy",
+    "Random",
+    "SNP",
+    "Scorer",
+    "calibrate",
+    "gather",
+    "needs_data",
+    "normalize",
+    "score_groups",
+]

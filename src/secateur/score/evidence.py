@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from secateur.capture.capture import Capture
 from secateur.errors import SelectionError
-from secateur.groups.fields import Labels
+from secateur.groups.fields import NONE, Labels
 from secateur.groups.group import ChannelGroup, Member
-from secateur.score.combine import Combine
+from secateur.groups.solve import Solution
+from secateur.score.combine import Combine, Part
+
+Observed = Mapping[tuple[Hashable, str], tuple[Part, ...]]
 
 _BATCH_NORMS = ("aten.batch_norm", "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._native_batch_norm_legit_no_training")
 _LOOKUPS = ("aten.embedding", "aten.embedding_bag")
@@ -31,6 +33,8 @@ class Producer:
     """The channel that each row makes."""
     rows: Tensor
     """The weights that make each channel: shape ``(channels, rest)``, in the weight's dtype."""
+    parts: Labels
+    """The group of its convolution that each row belongs to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +49,10 @@ class Evidence:
     """By weight, the groups of the convolution that it belongs to, where there are several."""
     lookups: frozenset[str] = frozenset()
     """Weights whose rows are looked up by number."""
-    observed: Mapping[Hashable, Tensor] = field(default_factory=dict)
-    """What calibration found, by the key of who asked for it."""
+    products: frozenset[int] = frozenset()
+    """Classes of channels that two activations are multiplied and summed over."""
+    observed: Observed = field(default_factory=dict)
+    """What calibration found, by criterion and group."""
 
     def producers(self, group: ChannelGroup) -> Iterator[Producer]:
         """The producers of a group, one after the other.
@@ -56,20 +62,29 @@ class Evidence:
         """
         for member in _makers(group, self.lookups):
             rows = member.flatten(self.weights[member.tensor].detach())
-            for picked in _occurrences(member.channels):
+            for picked in occurrences(member.channels):
                 index = torch.as_tensor(picked, device=rows.device)
                 own = rows if picked.size == member.channels.size else rows[index]
-                yield Producer(member.tensor, member.positions[picked], member.channels[picked], own)
+                positions = member.positions[picked]
+                parts = positions * self.partitions.get(member.tensor, 1) // member.length
+                yield Producer(member.tensor, positions, member.channels[picked], own, parts)
 
-    def observation(self, key: Hashable, what: str) -> Tensor:
-        """What calibration found under a key, or an error that says that data are needed."""
-        if key not in self.observed:
-            raise SelectionError(f"{what} needs calibration data, and none were seen for it; give some batches with data=...")
-        return self.observed[key]
+    def seen(self, criterion: Hashable, group: ChannelGroup) -> tuple[Part, ...]:
+        """What calibration found for a criterion in a group; an error says where data are missing."""
+        parts = self.observed.get((criterion, group.name))
+        if parts is None:
+            raise SelectionError(f"{criterion} needs calibration data for {group.name!r}: give some batches with data=...")
+        return parts
+
+    def is_product(self, group: ChannelGroup) -> bool:
+        """Whether two activations are multiplied and summed over the group's channels, as queries and keys are."""
+        return bool(group.size) and int(group.classes[0]) in self.products
 
 
-def gather(capture: Capture, *, combine: Combine | None = None, observed: Mapping[Hashable, Tensor] | None = None) -> Evidence:
+def gather(solution: Solution, *, combine: Combine | None = None, observed: Observed | None = None) -> Evidence:
     """Collect the evidence that a captured model holds by itself, and add what calibration saw."""
+    capture = solution.walk.capture
+    dotted = [solution.classes[labels[labels != NONE]] for labels, role, _ in solution.ledger.roles if role == "dot"]
     leaves = {str(n.target) for n in capture.graph.nodes if n.op == "get_attr"}
     weights = {name: capture.leaf(name).detach() for name in sorted(leaves)}
     return Evidence(
@@ -78,6 +93,7 @@ def gather(capture: Capture, *, combine: Combine | None = None, observed: Mappin
         scales=dict(_batch_norm_scales(capture.graph, weights)),
         partitions=dict(_partitions(capture.graph)),
         lookups=frozenset(name for node in _calls(capture.graph, _LOOKUPS) if (name := _leaf(node.args[0]))),
+        products=frozenset(np.concatenate([np.zeros(0, dtype=np.int64), *dotted]).tolist()),
         observed=observed or {},
     )
 
@@ -92,7 +108,7 @@ def _makers(group: ChannelGroup, lookups: frozenset[str]) -> tuple[Member, ...]:
     return writers or group.writers or tuple(m for m in group.members if m.role == "carries") or group.members
 
 
-def _occurrences(channels: Labels) -> Iterator[Labels]:
+def occurrences(channels: Labels) -> Iterator[Labels]:
     """Split places so that each part holds a channel at most once: the first place of every channel, the second, and so on."""
     order = np.argsort(channels, kind="stable")
     ordered = channels[order]

@@ -22,6 +22,10 @@ class Scorer(Protocol):
         """Scores of the group's channels: shape ``(size,)``, in single precision or better."""
         ...
 
+    def __hash__(self) -> int:
+        """Criteria with the same settings are the same criterion."""
+        ...
+
 
 def score_groups(
     scorer: Scorer, groups: Iterable[ChannelGroup], evidence: Evidence, *, group_policy: GroupPolicy = "none"

@@ -1,0 +1,205 @@
+"""Calibration data in all its forms, as batches of the size that a graph was captured with."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from secateur.capture.capture import Capture
+from secateur.errors import FileError, MissingExtraError, ModelError, SelectionError
+
+Data = Iterable[Any] | Tensor | str | Path
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Leaves of the model's inputs for one run of the graph."""
+
+    leaves: tuple[Any, ...]
+    size: int
+    valid: int
+    """Samples that count; the last batch may be filled up."""
+
+
+def batches(data: Data, capture: Capture, *, samples: int | None) -> Iterator[Batch]:
+    """Read at most ``samples`` samples and hand them out in batches of the captured size.
+
+    ``data`` is an iterable of batches, a tensor of samples, the path of a ``.npy`` or ``.npz`` file or of a folder of
+    images, or ``module:function`` that returns any of these. A batch is a tensor, a sequence of inputs in order, or a
+    mapping by the names of inputs; what the model does not take, such as labels, is left aside. Images are brought to
+    the captured size, scaled to [0, 1] and normalised by the mean and deviation customary for ImageNet.
+    """
+    example = capture.flat_inputs()
+    size = _batch_size(example)
+    waiting: list[Tensor] | None = None
+    left = samples
+    for given in _opened(data, capture):
+        leaves = _fitted(_leaves(given, capture), example)
+        moving = [x for x in leaves if isinstance(x, Tensor)]
+        waiting = moving if waiting is None else [torch.cat(pair) for pair in zip(waiting, moving, strict=True)]
+        while len(waiting[0]) >= size and left != 0:
+            count = size if left is None else min(size, left)
+            left = None if left is None else left - count
+            yield _batch(example, [w[:size] for w in waiting], size, count)
+            waiting = [w[size:] for w in waiting]
+        if left == 0:
+            return
+    if waiting is not None and len(waiting[0]):
+        yield _filled(example, waiting, size, left)
+
+
+def _filled(example: Sequence[Any], waiting: Sequence[Tensor], size: int, left: int | None) -> Batch:
+    """The last batch, its samples repeated until it is full."""
+    count = len(waiting[0])
+    index = torch.arange(size) % count
+    return _batch(example, [w[index.to(w.device)] for w in waiting], size, count if left is None else min(count, left))
+
+
+def _batch(example: Sequence[Any], tensors: Sequence[Tensor], size: int, valid: int) -> Batch:
+    supply = iter(tensors)
+    return Batch(tuple(next(supply) if isinstance(x, Tensor) else x for x in example), size, valid)
+
+
+def _batch_size(example: Sequence[Any]) -> int:
+    sizes = {len(x) for x in example if isinstance(x, Tensor) and x.ndim}
+    if len(sizes) != 1 or any(isinstance(x, Tensor) and not x.ndim for x in example):
+        raise ModelError(
+            "Calibration needs inputs that all have the samples along their first dimension; those of this model differ in its length."
+        )
+    return sizes.pop()
+
+
+def _leaves(given: Any, capture: Capture) -> list[Any]:
+    """The leaves of one batch, in the order in which the graph takes them."""
+    if isinstance(given, Mapping):
+        args, kwargs = _by_name(given, capture)
+    else:
+        items = tuple(given) if isinstance(given, list | tuple) else (given,)
+        args, kwargs = items[: len(capture.args)], dict(zip(capture.kwargs, items[len(capture.args) :], strict=False))
+    kwargs = {name: kwargs[name] if name in kwargs else _untouched(name, value) for name, value in capture.kwargs.items()}
+    leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
+    if spec != capture.in_spec:
+        raise ModelError(f"A calibration batch does not look like the example inputs: it has {_outline(given)}.")
+    return leaves
+
+
+def _by_name(given: Mapping[str, Any], capture: Capture) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    names = list(inspect.signature(capture.model.forward).parameters)[: len(capture.args)]
+    missing = [n for n in names if n not in given]
+    if missing:
+        raise ModelError(f"A calibration batch has no {', '.join(missing)}: it has {_outline(given)}.")
+    return tuple(given[n] for n in names), {n: v for n, v in given.items() if n in capture.kwargs}
+
+
+def _untouched(name: str, value: Any) -> Any:
+    if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+        raise ModelError(f"A calibration batch has no {name!r}, which the example inputs have.")
+    return value
+
+
+def _fitted(leaves: Sequence[Any], example: Sequence[Any]) -> list[Any]:
+    """Tensors with the dtype and device of the example's; other shapes than the example's are an error."""
+    out = []
+    for leaf, model in zip(leaves, example, strict=True):
+        if isinstance(model, Tensor):
+            tensor = torch.as_tensor(leaf)
+            if tensor.shape[1:] != model.shape[1:] or tensor.ndim != model.ndim:
+                raise ModelError(f"Calibration samples have the shape {_shape(tensor)}, the example inputs {_shape(model)}.")
+            out.append(tensor.to(model.device, model.dtype))
+        else:
+            out.append(leaf)
+    return out
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(["n", *map(str, tensor.shape[1:])]) if tensor.ndim else "of a number"
+
+
+def _outline(given: Any) -> str:
+    if isinstance(given, Mapping):
+        return "the entries " + ", ".join(map(str, given))
+    return f"{len(given)} items" if isinstance(given, list | tuple) else f"one {type(given).__name__}"
+
+
+def _opened(data: Data, capture: Capture) -> Iterable[Any]:
+    if isinstance(data, Tensor | np.ndarray):
+        return [torch.as_tensor(data)]
+    if isinstance(data, Mapping):
+        return [data]
+    if isinstance(data, str | Path):
+        return _from_path(str(data), capture)
+    return data
+
+
+def _from_path(text: str, capture: Capture) -> Iterable[Any]:
+    path = Path(text)
+    if path.is_dir():
+        return _images(path, capture)
+    if path.suffix in (".npy", ".npz"):
+        return [_arrays(path)]
+    module, colon, function = text.partition(":")
+    if colon and not path.exists():
+        return _opened(_called(module, function), capture)
+    raise FileError(f"Calibration data {text!r}: no such folder, .npy or .npz file, or module:function.")
+
+
+def _arrays(path: Path) -> Any:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return torch.from_numpy(loaded)
+        with loaded:
+            arrays = {name: torch.from_numpy(loaded[name]) for name in loaded.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"Cannot read the calibration data {path}: {error}.") from error
+    return tuple(arrays.values()) if all(name.startswith("arr_") for name in arrays) else arrays
+
+
+def _called(module: str, function: str) -> Any:
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise SelectionError(f"Calibration data {module}:{function}: {error}.") from error
+    return found()
+
+
+def _images(folder: Path, capture: Capture) -> Iterator[Tensor]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    first = capture.flat_inputs()[0]
+    if not files:
+        raise FileError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    if not isinstance(first, Tensor) or first.ndim != 4 or first.shape[1] not in (1, 3):
+        raise ModelError(
+            f"Images from a folder need a model that takes n x 3 x height x width (or n x 1), not {_shape(torch.as_tensor(first))}."
+        )
+    for file in files:
+        yield _image(file, tuple(first.shape[1:])).unsqueeze(0)
+
+
+def _image(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """One image: its middle, as large as fits, brought to the size."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise MissingExtraError("pillow", "vision", "Reading images") from error
+    channels, height, width = shape
+    try:
+        with Image.open(file) as opened:
+            fitted = ImageOps.fit(opened.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.BICUBIC)
+    except OSError as error:
+        raise FileError(f"Cannot read the image {file}: {error}.") from error
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32) / 255).reshape(height, width, channels).permute(2, 0, 1)
+    mean, std = (torch.tensor(v[:channels]).view(-1, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
+    return (pixels - mean) / std

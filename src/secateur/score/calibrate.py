@@ -1,0 +1,99 @@
+"""Run calibration data through a captured graph once, for all criteria that need them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import fx
+
+from secateur.errors import ModelError, SelectionError
+from secateur.groups.group import ChannelGroup
+from secateur.groups.solve import Solution
+from secateur.score.batches import Batch, Data, batches
+from secateur.score.combine import Combine, Part
+from secateur.score.observer import Call, DataScorer, Observer
+from secateur.score.progress import with_progress
+from secateur.score.scorer import Scorer
+
+
+def calibrate(
+    solution: Solution,
+    groups: Iterable[ChannelGroup],
+    criteria: Sequence[Scorer],
+    data: Data,
+    *,
+    combine: Combine | None = None,
+    samples: int | None = 64,
+) -> Mapping[tuple[Hashable, str], tuple[Part, ...]]:
+    """Show data to all criteria in one pass; what they saw goes into the evidence as ``observed``.
+
+    ``data`` may be anything that :func:`~secateur.score.batches.batches` reads. At most ``samples`` samples are used,
+    in batches as large as the example inputs that the graph was captured with. Nothing is run where no criterion asks.
+    """
+    watched = _observers(solution, [g for g in groups if g.prunable and g.kind == "channels"], criteria, combine or Combine())
+    observers = [o for some in watched.values() for o in some]
+    if observers:
+        _run(solution, observers, data, samples)
+    return {key: tuple(part for o in some for part in o.parts()) for key, some in watched.items()}
+
+
+def needs_data(criterion: Scorer) -> TypeGuard[DataScorer]:
+    """Whether a criterion looks at activations, of some groups at least."""
+    return hasattr(criterion, "observers")
+
+
+def _observers(
+    solution: Solution, groups: Sequence[ChannelGroup], criteria: Sequence[Scorer], combine: Combine
+) -> dict[tuple[Hashable, str], Sequence[Observer]]:
+    return {(c, g.name): c.observers(g, solution, combine) for c in criteria if needs_data(c) for g in groups}
+
+
+def _run(solution: Solution, observers: Sequence[Observer], data: Data, samples: int | None) -> None:
+    capture = solution.walk.capture
+    watch = _Watch(capture.program, observers)
+    seen = 0
+    for batch in with_progress(batches(data, capture, samples=samples), "Calibrating", _runs(samples, capture.flat_inputs())):
+        watch.show(batch)
+        seen += batch.valid
+    if not seen:
+        raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+
+
+def _runs(samples: int | None, example: Sequence[Any]) -> int | None:
+    size = next((len(x) for x in example if isinstance(x, torch.Tensor) and x.ndim), 1)
+    return None if samples is None else -(-samples // size)
+
+
+class _Watch(fx.Interpreter):
+    """An interpreter that shows the calls of some nodes to their observers."""
+
+    def __init__(self, program: fx.GraphModule, observers: Sequence[Observer]) -> None:
+        super().__init__(program)
+        self._observers: dict[fx.Node, list[Observer]] = defaultdict(list)
+        for each in observers:
+            self._observers[each.node].append(each)
+        self._sizes = (1, 1)
+
+    def show(self, batch: Batch) -> None:
+        """Run one batch."""
+        self._sizes = (batch.size, batch.valid)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=list(_cuda_devices(batch))):
+                self.run(*batch.leaves)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ModelError(f"The captured model does not run on the calibration data: {error}") from error
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, and show the call to those who asked."""
+        inputs = {x: self.env[x] for x in n.all_input_nodes} if n in self._observers else {}
+        output = super().run_node(n)
+        for observer in self._observers.get(n, ()):
+            observer.see(Call(inputs, output, *self._sizes))
+        return output
+
+
+def _cuda_devices(batch: Batch) -> Iterator[torch.device]:
+    yield from sorted({x.device for x in batch.leaves if isinstance(x, torch.Tensor) and x.is_cuda}, key=str)

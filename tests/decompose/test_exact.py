@@ -56,7 +56,7 @@ def assert_same(layer, method, inputs):
     assert cost(list(method.layers(spec, found.rank).values()), size).params == sum(p.numel() for p in found.module.parameters())
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_full_rank_reproduces_the_layer(method, axes):
     extent = ((3,), (3, 5), (1, 3, 3))[axes - 1]

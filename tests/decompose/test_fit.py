@@ -10,7 +10,7 @@ from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose
 from secateur.decompose.als import Target, improve, random_start, subspace_start, tap_start
 from secateur.decompose.epc import error_preserving_correction, term_energy
 from secateur.decompose.linalg import leading_left, ridge_solve, symmetric_root
-from secateur.decompose.tucker import hooi, project
+from secateur.decompose.tucker import hooi, project, refine
 
 
 def generator(seed=0):
@@ -60,11 +60,25 @@ def test_balanced_factors_share_the_norm_of_each_component():
     torch.testing.assert_close(balanced.expand.weight @ balanced.reduce.weight, plain.expand.weight @ plain.reduce.weight)
 
 
+def captured(kernel, factors):
+    return float(project(kernel, *factors).square().sum())
+
+
 def test_no_iteration_of_hooi_raises_the_error():
     kernel = normal(2, 12, 10, 3, 3)
-    captured = [float(project(kernel, *hooi(kernel, (3, 4), tolerance=-1, iterations=n)).square().sum()) for n in range(12)]
-    assert all(after >= before - 1e-12 for before, after in itertools.pairwise(captured))
-    assert captured[-1] > captured[0] + 1e-3
+    start = (leading_left(kernel.transpose(1, 2).flatten(2), 3), leading_left(kernel.flatten(2), 4))
+    energies = [captured(kernel, refine(kernel, start, tolerance=-1, iterations=n)) for n in range(20)]
+    assert all(after >= before - 1e-12 for before, after in itertools.pairwise(energies))
+    assert energies[-1] > energies[0] + 1e-3
+
+
+def test_hooi_converges_to_factors_that_no_single_update_improves():
+    kernel = normal(1, 12, 10, 3, 3)
+    factor_in, factor_out = hooi(kernel, (3, 4), tolerance=1e-14, iterations=2000)
+    best_out = leading_left(torch.einsum("goi...,gir->gor...", kernel, factor_in).flatten(2), 4)
+    assert captured(kernel, (factor_in, best_out)) == pytest.approx(captured(kernel, (factor_in, factor_out)), rel=1e-6)
+    for factor in (factor_in, factor_out):
+        torch.testing.assert_close(factor.mT @ factor, torch.eye(factor.shape[2], dtype=torch.float64)[None])
 
 
 def test_tucker_errors_on_the_grid_bound_those_of_the_fit():

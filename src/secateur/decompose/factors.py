@@ -149,8 +149,9 @@ def _factorize(
     # Rounded first: the recomposed weight must be that of the stored factors.
     factors = {role: factor.to(weight.dtype) for role, factor in method(kernel, rank, metric).items()}
     recomposed = compose([factor.double() for factor in factors.values()])
+    lost = kernel - recomposed
     if metric is not None and correct_bias:
-        bias = _corrected(bias, kernel - recomposed, metric, weight)
+        bias = _corrected(bias, lost, metric, weight)
     module = _sequence(specs, factors, bias, layer)
     return Factorized(
         method=method,
@@ -158,10 +159,8 @@ def _factorize(
         module=module,
         weight=to_weight(recomposed, spec),
         bias=None if bias is None else bias.double(),
-        relative_error=_relative(kernel - recomposed, kernel),
-        output_error=None
-        if metric is None
-        else metric.norm(kernel - recomposed) / max(metric.norm(kernel), torch.finfo(torch.float64).tiny),
+        relative_error=_relative(lost, kernel),
+        output_error=None if metric is None else metric.norm(lost) / max(metric.norm(kernel), torch.finfo(torch.float64).tiny),
         before=cost([spec], size),
         after=cost(list(specs.values()), size),
     )

@@ -48,13 +48,13 @@ class Tucker:
 
         W ~ C x_0 U_out x_1 U_in:   reduce = U_in^T, core = C, expand = U_out
 
-    Kim et al., ICLR 2016. HOSVD, then HOOI (each factor in turn, given the other) until the captured energy changes by less than
-    `tolerance`. With a metric the input channels are whitened; where it knows whole patches, core and output factor are then the best
+    Kim et al., ICLR 2016. HOSVD, then HOOI (each factor in turn, given the other) until the captured energy grows by less than `tolerance`
+    of the whole. With a metric the input channels are whitened; where it knows whole patches, core and output factor are then the best
     under them (reduced rank regression). A mode of full rank needs no layer of its own, unless `keep_full`.
     """
 
-    tolerance: float = 1e-7
-    iterations: int = 50
+    tolerance: float = 3e-5
+    iterations: int = 100
     keep_full: bool = False
 
     @property
@@ -134,21 +134,40 @@ def _grid(limit: int) -> list[int]:
 def hooi(kernel: Tensor, rank: tuple[int, ...], *, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Find orthonormal factors `(groups, in, r_in)` and `(groups, out, r_out)` that capture most of a kernel.
 
-    Starts from HOSVD; no iteration lowers the captured energy.
+    Truncated HOSVD, one mode after the other, and the iterations run in float32 at twice the speed; a last one in float64 makes good what
+    that leaves: the error of a subspace enters the captured energy squared.
     """
+    single = (kernel / kernel.abs().amax().clamp_min(torch.finfo(kernel.dtype).tiny)).float()
+    factor_out = leading_left(single.flatten(2), rank[1])
+    factor_in = leading_left(torch.einsum("goi...,gos->gis...", single, factor_out).flatten(2), rank[0])
+    factor_in, factor_out = refine(single, (factor_in, factor_out), tolerance=tolerance, iterations=iterations)
+    return refine(kernel, (factor_in.double(), factor_out.double()), tolerance=tolerance, iterations=1)
+
+
+def refine(kernel: Tensor, factors: tuple[Tensor, Tensor], *, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Improve orthonormal factors (in, out) in turn by one step of orthogonal iteration each; no step lowers the captured energy.
+
+    Exact eigenvectors in every step would gain little more and cost many times as much.
+    """
+    factor_in, factor_out = factors
     unfolded = Unfolded.of(kernel)
-    factor_in = leading_left(kernel.transpose(1, 2).flatten(2), rank[0])
-    factor_out = leading_left(kernel.flatten(2), rank[1])
     whole = kernel.square().sum()
-    captured = project(kernel, factor_in, factor_out).square().sum()
-    for _ in range(iterations):
-        factor_out = leading_left(unfolded.contract_in(factor_in).flatten(2), rank[1])
-        partial = unfolded.contract_out(factor_out).flatten(2)
-        factor_in = leading_left(partial, rank[0])
-        before, captured = captured, (factor_in.mT @ partial).square().sum()
-        if bool(captured - before <= tolerance * whole):
+    captured = torch.zeros_like(whole)
+    for iteration in range(iterations):
+        factor_out, _ = _step(unfolded.contract_in(factor_in).flatten(2), factor_out)
+        # What the new output and the old input factor capture comes for nothing.
+        factor_in, now = _step(unfolded.contract_out(factor_out).flatten(2), factor_in)
+        if iteration > 0 and bool(now - captured <= tolerance * whole):
             break
+        captured = now
     return factor_in, factor_out
+
+
+def _step(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn a basis towards the leading left singular vectors of a matrix, and return what it captured before."""
+    seen = matrix.mT @ basis
+    turned: Tensor = torch.linalg.qr(matrix @ seen).Q
+    return turned, seen.square().sum()
 
 
 def project(kernel: Tensor, factor_in: Tensor, factor_out: Tensor) -> Tensor:

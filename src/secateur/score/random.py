@@ -20,5 +20,5 @@ class Random:
 
     def __call__(self, group: ChannelGroup, evidence: Evidence) -> Tensor:
         """Scores of the group's channels."""
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(group.name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {group.name}".encode()))
         return evidence.combine.single(torch.rand(group.size, generator=generator, dtype=torch.float64))

@@ -13,7 +13,7 @@ from secateur.capture.normalize.attention import pin_attention_scale
 from secateur.capture.normalize.functional import functionalise
 from secateur.capture.normalize.inline import inline_wrappers
 from secateur.capture.normalize.names import canonical_names
-from secateur.capture.normalize.noops import drop_checks, drop_copies, drop_dead
+from secateur.capture.normalize.noops import drop_copies, drop_dead
 from secateur.capture.normalize.probes import probe_sizes
 from secateur.capture.normalize.selections import push_selections_up
 from secateur.capture.normalize.shuffles import select_shuffles
@@ -32,9 +32,9 @@ def normalize(capture: Capture) -> Capture:
     program.meta["dynamic"] = capture.dynamic
     if inline_wrappers(program):
         observe(program, capture.flat_inputs())
+    drop_dead(program)
     if capture.dynamic:
         probe_sizes(program, capture.flat_inputs())
-    drop_checks(program)
     canonical_names(program)
     if functionalise(program, capture.flat_inputs()):
         drop_copies(program)

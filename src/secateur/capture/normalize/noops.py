@@ -9,17 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from secateur.capture.normalize.edit import arguments, aten, fact, mutates, operands, overload, shape, static
-
-_CHECKS = ("_assert_", "sym_constrain_range", "_functional_assert", "_functional_sym_constrain_range")
-
-
-def drop_checks(program: fx.GraphModule) -> None:
-    """Remove assertions about shapes, dtypes and values."""
-    for node in reversed(program.graph.nodes):
-        target = overload(node)
-        if target is not None and not node.users and target._schema.name.removeprefix("aten::").startswith(_CHECKS):
-            program.graph.erase_node(node)
+from secateur.capture.normalize.edit import arguments, aten, fact, mutates, operands, shape, static
 
 
 def drop_copies(program: fx.GraphModule) -> None:
@@ -43,7 +33,7 @@ def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def drop_dead(program: fx.GraphModule) -> None:
-    """Remove calls that nothing reads, except those that write in place, and forget tensors that nothing reads."""
+    """Remove calls that nothing reads (checks among them), except those that write in place."""
     program.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or mutates(node))
 
 

@@ -1,0 +1,88 @@
+"""The table of layers: what a person may choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from secateur.groups import ChannelGroup
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One group of channels as the table shows it."""
+
+    name: str
+    kind: str
+    channels: int
+    layout: str
+    members: tuple[str, ...]
+    parameters: int
+    """Parameters that lie at this group's channels."""
+    parameter_share: float
+    macs_share: float
+    reason: str | None
+
+    @classmethod
+    def of(cls, group: ChannelGroup, parameters: Mapping[str, int], macs: Mapping[str, int]) -> Layer:
+        """Describe a group, given the elements and the multiply-adds of each weight."""
+        own = sum(parameters.get(m.tensor, 0) * len(m.positions) / m.length for m in group.members)
+        work = sum(macs.get(m.tensor, 0) * len(m.positions) / m.length for m in group.members)
+        tensors = tuple(dict.fromkeys(m.tensor for m in group.members))
+        shares = own / max(sum(parameters.values()), 1), work / max(sum(macs.values()), 1)
+        return cls(group.name, group.kind, group.size, group.layout, tensors, round(own), *shares, group.reason)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether channels of it may go."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """All layers of a model, in its order."""
+
+    rows: tuple[Layer, ...]
+    prunable_parameters: float
+    """Share of the parameters that lie at channels which may go."""
+    prunable_macs: float
+    unknown: Mapping[str, str]
+    """Nodes whose operator has no rule, with the operator."""
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> Layer:
+        return next(row for row in self.rows if row.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as plain values."""
+        rows = [asdict(row) | {"prunable": row.prunable} for row in self.rows]
+        shares = {"prunable_parameters": self.prunable_parameters, "prunable_macs": self.prunable_macs}
+        return {"layers": rows, **shares, "without_rule": dict(self.unknown)}
+
+    def table(self) -> Table:
+        """The table for a terminal."""
+        title = f"{sum(r.prunable for r in self.rows)} of {len(self.rows)} layers can be cut: {self.prunable_parameters:.1%} of the parameters"
+        table = Table(title=f"{title}, {self.prunable_macs:.1%} of the MACs")
+        for name in ("layer", "channels", "coupled tensors", "parameters", "MACs", "prunable"):
+            table.add_column(name, justify="right" if name in ("channels", "coupled tensors", "parameters", "MACs") else "left")
+        for row in self.rows:
+            shares = (f"{row.parameter_share:.1%}", f"{row.macs_share:.1%}")
+            table.add_row(row.name, row.layout, str(len(row.members)), *shares, "yes" if row.reason is None else f"no: {row.reason}")
+        for node, operator in self.unknown.items():
+            table.add_row(node, "", "", "", "", f"no rule for {operator}")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=160, record=False)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get()

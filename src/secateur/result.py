@@ -1,0 +1,59 @@
+"""What comes out: the smaller model, its plan, its proof, and what it takes beside the dense one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from secateur.export import save_directory
+from secateur.layers import Layers
+from secateur.measure import Fidelity, Latency, Measurement
+from secateur.plan import Plan
+from secateur.report import html_report, json_report
+from secateur.rewrite import Proof
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A compressed model that has been proven, with everything that a report tells."""
+
+    model: nn.Module
+    """The smaller model: the user's own class, or a graph module of ordinary layers."""
+    kind: Literal["module", "graph"]
+    plan: Plan
+    proof: Proof
+    before: Measurement
+    after: Measurement
+    layers: Layers
+    """The layers of the dense model: what could be cut, and why the rest could not."""
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Attributes of the user's class that follow the new sizes, by module path."""
+    notes: tuple[str, ...] = ()
+    latency: Mapping[str, Latency] = field(default_factory=dict)
+    """``dense`` and ``compressed``, where they were timed."""
+    fidelity: Fidelity | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Figures of the task, by name (``accuracy before`` and the like), where they were taken."""
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, onnx: bool | None = None, command: str | None = None) -> Path:
+        """Write the model, its plan and its report into a directory that needs no code of ours to be used.
+
+        Args:
+            path: the directory; an existing one is refused unless ``force``.
+            onnx: write ``model.onnx`` too; by default where the extra ``onnx`` is installed.
+            command: how this came about, for the report.
+        """
+        reports = {"report.html": html_report(self, command=command), "report.json": json_report(self, command=command)}
+        return save_directory(self, Path(path), reports=reports, force=force, onnx=onnx)
+
+    def __str__(self) -> str:
+        parameters = f"parameters {self.before.parameters:,} -> {self.after.parameters:,} ({self.after.parameters / self.before.parameters:.1%})"
+        macs = f"MACs {self.before.macs:,} -> {self.after.macs:,} ({self.after.macs / max(self.before.macs, 1):.1%})"
+        return f"{parameters}; {macs}; proof error {self.proof.error:.1e}; {self.kind}"

@@ -1,0 +1,11 @@
+"""Make the smaller model, and prove it equal to the masked dense one."""
+
+from secateur.rewrite.apply import Rewritten, rewrite
+from secateur.rewrite.cut import Cut
+from secateur.rewrite.prove import TOLERANCE, Proof, Trial, prove, random_like
+from secateur.rewrite.sizes import planned_graph
+from secateur.rewrite.slices import Slices
+from secateur.rewrite.transfer import transfer
+from secateur.rewrite.verify import offenders
+
+__all__ = ["TOLERANCE", "Cut", "Proof", "Rewritten", "Slices", "Trial", "offenders", "planned_graph", "prove", "random_like", "rewrite", "transfer"]

@@ -1,0 +1,136 @@
+"""Two outcomes behind one call: the user's class if its forward can hold the smaller tensors, else a graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from secateur.capture import Capture, capture, record
+from secateur.capture.normalize import normalize
+from secateur.errors import ProofError, RewriteError, SecateurError
+from secateur.groups import solve, walk
+from secateur.rewrite.cut import Cut
+from secateur.rewrite.graph import rewrite_graph
+from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, shrink_module, tied_names
+from secateur.rewrite.prove import TOLERANCE, Proof, first_difference, prove, random_like
+from secateur.rewrite.raising import raise_layers
+from secateur.rewrite.transfer import transfer
+
+Prefer = Literal["auto", "module", "graph"]
+Kind = Literal["module", "graph"]
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The smaller model, how it came about, and its proof."""
+
+    model: nn.Module
+    kind: Kind
+    proof: Proof
+    capture: Capture
+    """A capture of the smaller model."""
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Attributes of the user's class that follow the new sizes."""
+    notes: tuple[str, ...] = ()
+
+
+def rewrite(cut: Cut, *, prefer: Prefer = "auto", tolerance: float = TOLERANCE, seed: int = 0) -> Rewritten:
+    """Rewrite the model of a cut, and prove the result equal to the masked dense model.
+
+    With ``prefer="auto"`` the user's class is tried first, then the graph; ``"module"`` and ``"graph"`` allow one alone.
+    Raises :class:`ProofError` or :class:`RewriteError` if no result can be proven.
+    """
+    failure = "not tried"
+    if prefer != "graph":
+        try:
+            return _as_module(cut, tolerance, seed)
+        except SecateurError as error:
+            failure = str(error)
+            if prefer == "module":
+                raise
+    return _as_graph(cut, tolerance, seed, (f"the user's class was not kept: {failure}",) if prefer == "auto" else ())
+
+
+def _inputs(source: Capture, seed: int) -> list[list[Any]]:
+    flat = source.flat_inputs()
+    return [flat, random_like(flat, seed + 1)]
+
+
+def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
+    """Smaller tensors in the user's class, with all attributes that may follow, then with those of torch's layers alone."""
+    source = cut.solution.walk.capture
+    program = rewrite_graph(cut)
+    own = layer_attributes(source.model, cut, program)
+    more = _merged(candidate_attributes(source.model, cut, program), own)
+    failure: SecateurError = RewriteError("no attempt was made")
+    for attributes in (more, own) if more != own else (own,):
+        try:
+            model = _run(shrink_module(source.model, cut, attributes), source)
+            small = _quiet_record(model, source)
+            inputs = _inputs(source, seed)
+            proof = prove(cut, small.program, inputs if source.how == "export" or _same_calls(source) else inputs[:1],
+                          tolerance=tolerance, seed=seed, rename=tied_names(source))
+        except SecateurError as error:
+            failure = error
+        else:
+            return Rewritten(model, "module", proof, small, attributes)
+    raise failure
+
+
+def _same_calls(source: Capture) -> bool:
+    """Whether the recorded calls do not depend on the values of the inputs."""
+    return not any("item" in str(n.target) or "nonzero" in str(n.target) or "nms" in str(n.target) for n in source.graph.nodes)
+
+
+def _merged(first: Attributes, second: Attributes) -> Attributes:
+    return {path: {**first.get(path, {}), **second.get(path, {})} for path in {**first, **second}}
+
+
+def _run(model: nn.Module | None, source: Capture) -> nn.Module:
+    if model is None:
+        raise RewriteError("some smaller tensor is not a parameter or buffer of the user's class")
+    return model
+
+
+def _quiet_record(model: nn.Module, source: Capture) -> Capture:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return record(model, source.args, source.kwargs)
+    except Exception as error:
+        raise RewriteError(f"the forward of {type(model).__name__} does not run on smaller tensors: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> Rewritten:
+    """A graph of ordinary layers, from a capture that leaves input sizes open."""
+    source = cut.solution.walk.capture
+    wide = normalize(capture(source.model, source.args, dict(source.kwargs), graph=True)) if source.how != "given" else source
+    cut = transfer(cut, solve(walk(wide))) if wide is not source else cut
+    program = rewrite_graph(cut)
+    raised = raise_layers(_copied(program), wide)
+    small = _quiet_record(raised, wide)
+    try:
+        proof = prove(cut, small.program, _inputs(wide, seed), tolerance=tolerance, seed=seed)
+    except ProofError as error:
+        node = first_difference(cut, program, wide.flat_inputs(), seed)
+        raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error
+    return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes))
+
+
+def _copied(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The same tensors under a graph of its own, so that raising layers leaves the flat one as it is."""
+    graph = torch.fx.Graph()
+    copies: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node].meta = dict(node.meta)
+    return torch.fx.GraphModule(program, graph)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from score.by_hand import group
+from secateur.errors import SelectionError
+from secateur.score import Combine, Evidence, GeometricMedian, tiles
+
+PLAIN = Combine("sum", "none")
+
+
+def scored(weights: Tensor, mix: float = 0.0) -> Tensor:
+    return GeometricMedian(mix)(group(size=len(weights)), Evidence({"layer.weight": weights}, PLAIN))
+
+
+def double_loop(weights: Tensor) -> Tensor:
+    rows = weights.double().flatten(1)
+    return torch.stack([torch.stack([(a - b).norm() for b in rows]).sum() for a in rows])
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 3, 3), (30, 5), (1, 4)])
+def test_equals_a_double_loop(shape: tuple[int, ...]) -> None:
+    weights = torch.randn(shape)
+    torch.testing.assert_close(scored(weights), double_loop(weights))
+
+
+def test_equals_a_double_loop_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 4)
+    weights = torch.randn(11, 6)
+    torch.testing.assert_close(scored(weights), double_loop(weights))
+
+
+def test_distances_are_between_weights_not_their_squares() -> None:
+    assert scored(torch.tensor([[-1.0], [1.0], [2.0]])).tolist() == [5, 3, 4]
+
+
+def test_the_smallest_norms_go_first_in_a_mix() -> None:
+    weights = torch.tensor([[0.1], [5.0], [5.1], [9.0], [0.05], [4.0], [7.0], [6.0], [8.0], [3.0]])
+    order = scored(weights, 0.2).argsort().tolist()
+    rest = [c for c in range(10) if c not in (4, 0)]
+    alone = double_loop(weights[rest])
+    assert order[:2] == [4, 0]
+    assert order[2] == rest[int(alone.argmin())]
+    torch.testing.assert_close(scored(weights, 0.2)[rest], alone)
+
+
+def test_a_mix_outside_zero_to_one_is_refused() -> None:
+    with pytest.raises(SelectionError, match="mix"):
+        GeometricMedian(1.0)
+
+
+def test_half_precision_weights_are_scored_precisely() -> None:
+    weights = torch.randn(20, 9, dtype=torch.bfloat16)
+    found = scored(weights)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, double_loop(weights))
+
+
+def test_no_table_of_all_pairs_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = []
+    monkeypatch.setattr(tiles, "TILE", 8)
+
+    def watched(a: Tensor, b: Tensor) -> Tensor:
+        largest.append(max(a.numel(), b.numel(), len(a) * len(b)))
+        return tiles.distances(a, b)
+
+    tiles.pair_sums(torch.randn(40, 6), watched)
+    assert max(largest) <= 64

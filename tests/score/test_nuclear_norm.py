@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from score.by_hand import group, solved
+from secateur.errors import SelectionError
+from secateur.score import Combine, Evidence, NuclearNorm, calibrate, gather
+
+PLAIN = Combine("sum", "none")
+
+
+class Residual(nn.Module):
+    """Two convolutions that meet in a sum, with an activation behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.out = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.out(torch.relu(self.second(y) + y))
+
+
+def direct(maps: Tensor) -> Tensor:
+    """Nuclear norm of each channel's (samples, positions) over the number of samples; channels along dimension 1."""
+    table = maps.detach().double().movedim(1, 0).reshape(maps.shape[1], maps.shape[0], -1)
+    return torch.stack([torch.linalg.matrix_norm(each, "nuc") for each in table]) / maps.shape[0]
+
+
+def scored(model: nn.Module, example: Tensor, data: Tensor | Sequence[Tensor], combine: Combine = PLAIN) -> Tensor:
+    solution, groups = solved(model, example)
+    observed = calibrate(solution, groups, [NuclearNorm()], data, combine=combine, samples=None)
+    return NuclearNorm()(groups[0], gather(solution, combine=combine, observed=observed))
+
+
+@pytest.mark.parametrize("samples", [3, 8, 40])
+def test_equals_singular_values_with_few_and_with_many_samples(samples: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    data = torch.randn(samples, 3, 6, 6)
+    found = scored(model, torch.randn(4, 3, 6, 6), data)
+    torch.testing.assert_close(found, direct(model[0](data)), rtol=1e-6, atol=1e-8)
+
+
+def test_batches_of_any_size_give_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 2, 1))
+    data = torch.randn(11, 3, 6, 6)
+    example = torch.randn(4, 3, 6, 6)
+    torch.testing.assert_close(scored(model, example, data), scored(model, example, data.split(3)))
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (9, 7, 3)])
+def test_linear_layers_on_vectors_and_on_tokens(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    data = torch.randn(shape)
+    found = scored(model, data[:2], data)
+    torch.testing.assert_close(found, direct(model[0](data).movedim(-1, 1)), rtol=1e-6, atol=1e-8)
+
+
+def test_a_map_of_rank_one_is_exact_too() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.Conv1d(2, 2, 1))
+    line = torch.randn(1, 1, 50)
+    data = line * torch.arange(1.0, 65).view(-1, 1, 1)
+    torch.testing.assert_close(scored(model, data[:4], data), direct(model[0](data)), rtol=1e-6, atol=0)
+
+
+def test_a_dead_channel_scores_zero() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0, 0
+    found = scored(model, torch.randn(2, 3, 4, 4), torch.randn(6, 3, 4, 4))
+    assert found[2] == 0
+    assert int(found.argmin()) == 2
+
+
+def test_producers_of_a_sum_are_scored_each_by_itself() -> None:
+    model, data = Residual(), torch.randn(6, 3, 5, 5)
+    first = model.first(data)
+    expected = direct(first) + direct(model.second(first))
+    torch.testing.assert_close(scored(model, data[:2], data), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_backward_scores_the_activation_behind_the_sum() -> None:
+    model, data = Residual(), torch.randn(6, 3, 5, 5)
+    first = model.first(data)
+    expected = direct(torch.relu(model.second(first) + first))
+    combine = Combine("backward", "tss_norm")
+    torch.testing.assert_close(scored(model, data[:2], data, combine), expected / expected.sum(), rtol=1e-6, atol=1e-8)
+
+
+def test_backward_of_the_worked_example() -> None:
+    maps = torch.tensor([25.0, 22, 64, 43, 58], dtype=torch.float64)
+    evidence = Evidence({}, Combine("backward", "tss_norm"), observed={(NuclearNorm(), "layer"): ((np.arange(5), maps),)})
+    expected = torch.tensor([0.118, 0.104, 0.302, 0.203, 0.274], dtype=torch.float64)
+    torch.testing.assert_close(NuclearNorm()(group(size=5), evidence), expected, atol=1e-3, rtol=0)
+
+
+def test_without_data_it_says_that_it_needs_some() -> None:
+    with pytest.raises(SelectionError, match="data"):
+        NuclearNorm()(group(), Evidence({}))

@@ -1,0 +1,57 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def exact(value: int) -> str:
+    """All digits: ``4,652,008``."""
+    return f"{value:,}"
+
+
+def short(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: ``4.65 M``, ``18.6 MB``."""
+    for scale, prefix in _STEPS:
+        if abs(value) >= 0.9995 * scale:
+            return f"{_three_digits(value / scale)} {prefix}{unit}"
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def milliseconds(value: float) -> str:
+    """A time with three digits: ``12.3 ms``."""
+    return f"{_three_digits(value)} ms"
+
+
+def percent(share: float) -> str:
+    """A share with one decimal: ``54.4 %``."""
+    return f"{100 * share:.1f} %"
+
+
+def small(value: float) -> str:
+    """An error: ``2.2e-15``, and plain ``0`` where nothing differs."""
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def plain(value: float) -> str:
+    """A figure of unknown kind with up to five digits."""
+    return f"{value:.5g}" if math.isfinite(value) else str(value)
+
+
+def ranges(numbers: Sequence[int], most: int = 24) -> str:
+    """Sorted numbers with runs drawn together and the tail left out: ``0-3, 7, ... (29 in all)``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:most])
+    return shown if len(runs) <= most else f"{shown}, ... ({len(numbers)} in all)"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"

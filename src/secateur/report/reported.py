@@ -1,0 +1,46 @@
+"""What a report reads of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from secateur.layers import Layers
+from secateur.measure import Fidelity, Latency, Measurement
+from secateur.plan import Plan
+from secateur.rewrite import Proof
+
+
+class Reported(Protocol):
+    """A compressed model with its plan, its proof and its figures, as ``Result`` holds them."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def proof(self) -> Proof: ...
+    @property
+    def before(self) -> Measurement: ...
+    @property
+    def after(self) -> Measurement: ...
+    @property
+    def layers(self) -> Layers: ...
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+    @property
+    def kwargs(self) -> Mapping[str, Any]: ...
+    @property
+    def attributes(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def latency(self) -> Mapping[str, Latency]: ...
+    @property
+    def fidelity(self) -> Fidelity | None: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from score.by_hand import group
-from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Options, Slamp, Uniform, allocate
+from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Options, Slamp, Uniform, allocate, settled
 from secateur.allocate.constraints import check_removal
 from secateur.allocate.pool import living
 from secateur.errors import SelectionError
@@ -136,10 +136,15 @@ def test_slamp_does_not_see_the_scale_of_a_layer() -> None:
 def test_slamp_refuses_negative_scores_and_settles_options() -> None:
     with pytest.raises(SelectionError, match="negative"):
         allocate([group()], {"layer": torch.tensor([-1.0, 1, 2, 3])}, ratio=0.5, allocator=Slamp())
-    options, notes = Slamp.settled(Options(layer_norm="standard_score"))
+    options, notes = settled(Slamp(), Options(layer_norm="standard_score"))
     assert options.layer_norm == "tss_norm"
     assert "standard_score" in notes[0]
-    assert Slamp.settled(Options(layer_norm="none")) == (Options(layer_norm="none"), ())
+    assert settled(Isomorphic(Slamp()), Options(layer_norm="softmax_norm")) == (
+        Options(layer_norm="tss_norm"),
+        (notes[0].replace("standard_score", "softmax_norm"),),
+    )
+    for allocator, fine in ((Slamp(), Options(layer_norm="none")), (GlobalRank(), Options()), (Isomorphic(), Options())):
+        assert settled(allocator, fine) == (fine, ())
 
 
 def test_slamp_of_layers_without_any_weight() -> None:

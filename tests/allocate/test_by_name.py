@@ -99,10 +99,23 @@ def test_names_that_lead_nowhere_are_errors(name: str, message: str) -> None:
 
 def test_layers_to_leave_alone_stay_whole() -> None:
     assert by_ratios({"layer1.*": 0.5}, exclude={"layer1.add"}) == {"layer1.inner": 2}
-    assert "attn.heads" not in by_ratios({"layer1.*": 0.5}, heads=0.5, exclude={"attn.heads"})
+    with pytest.raises(SelectionError, match="left alone"):
+        by_ratios({"layer1.*": 0.5}, heads=0.5, exclude={"attn.heads"})
     assert set(counts(allocate(GROUPS, scores(), ratio=0.5, exclude={"layer1.add", "attn.v"}))) == {"layer1.inner", "attn.qk"}
     with pytest.raises(SelectionError, match="leave alone"):
         by_ratios({"layer1.add": 0.5}, exclude={"layer1.add"})
+
+
+def test_heads_stay_where_channels_inside_them_are_left_alone() -> None:
+    assert set(by_ratios({"attn.*": 0.5}, heads={"*.heads": 0.5})) == {"attn.heads", "attn.qk", "attn.v"}
+    assert set(counts(allocate(GROUPS, scores(), ratio=0.5, indices={}, exclude={"attn.v"}))) == {"layer1.add", "layer1.inner", "attn.qk"}
+    with pytest.raises(SelectionError, match="leave alone"):
+        allocate(GROUPS, scores(), heads={"*.heads": 0.5}, exclude={"attn.v"})
+
+
+def test_a_ratio_of_heads_needs_heads() -> None:
+    with pytest.raises(SelectionError, match="no heads"):
+        allocate([STREAM, INNER], scores(), heads=0.5)
 
 
 def test_indices_of_a_group_are_its_channels() -> None:

@@ -93,6 +93,32 @@ def test_query_and_key_pairs_are_averaged_over_samples_head_by_head(how: str) ->
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("how", ["repeated", "native"])
+def test_a_key_head_shared_by_queries_is_averaged_over_them(how: str) -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = nn.Linear(6, 12), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(12, 2)
+
+        def split(self, x: Tensor) -> list[Tensor]:
+            return [f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.split(x)
+            if how == "repeated":
+                k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+            y = functional.scaled_dot_product_attention(q, k, v, enable_gqa=how == "native")
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model, data = Grouped(), torch.randn(4, 5, 6)
+    solution, groups = solved(model, data[:2])
+    found = SNP()(pairs_of(groups), gather(solution, combine=PLAIN, observed=calibrate(solution, groups, [SNP()], data)))
+    with torch.no_grad():
+        q, k, _ = model.split(data)
+    expected = pair_scores(q, k.repeat_interleave(2, dim=1), 0.9).mean(0).unflatten(0, (2, 2)).mean(1).flatten()
+    torch.testing.assert_close(found, expected)
+
+
 def test_other_layers_are_scored_without_data() -> None:
     model = Attention("fused")
     solution, groups = solved(model, torch.randn(2, 6, 12))

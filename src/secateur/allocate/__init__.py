@@ -1,7 +1,7 @@
 """Decide how many channels of each group go, and which."""
 
 from secateur.allocate.allocate import Allocation, allocate
-from secateur.allocate.allocator import Allocator
+from secateur.allocate.allocator import Allocator, settled
 from secateur.allocate.exclude import Leave, excluded
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.isomorphic import Isomorphic
@@ -9,4 +9,16 @@ from secateur.allocate.options import Options
 from secateur.allocate.slamp import Slamp
 from secateur.allocate.uniform import Uniform
 
-__all__ = ["Allocation", "Allocator", "GlobalRank", "Isomorphic", "Leave", "Options", "Slamp", "Uniform", "allocate", "excluded"]
+__all__ = [
+    "Allocation",
+    "Allocator",
+    "GlobalRank",
+    "Isomorphic",
+    "Leave",
+    "Options",
+    "Slamp",
+    "Uniform",
+    "allocate",
+    "excluded",
+    "settled",
+]

@@ -20,6 +20,7 @@ from secateur.allocate.uniform import Uniform
 from secateur.errors import SelectionError
 from secateur.groups.group import ChannelGroup
 from secateur.plan import Prune
+from secateur.score.blocks import inside
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,16 @@ def _wishes(
         raise SelectionError("Nothing says what to remove. Give a ratio, ratios by layer, indices, or a ratio of heads.")
     _require_prunable(groups)
     blocks = [g for g in groups if g.kind == "blocks"]
+    exclude = {*exclude, *_touching(blocks, [g for g in groups if g.name in exclude])}
     if ratio is not None:
         check_ratio(ratio, "for all layers")
     if isinstance(heads, int | float):
         check_ratio(heads, "of heads")
         shares = {g.name: float(heads) for g in blocks if g.prunable and g.name not in exclude}
+        if not shares:
+            raise SelectionError(
+                "A ratio of heads was given, but no heads or groups of this model can be removed whole, or all are to be left alone."
+            )
     else:
         shares = ratios_by_group(blocks, heads, exclude) if heads else {}
     shares |= ratios_by_group(groups, ratios, exclude) if ratios else {}
@@ -99,11 +105,16 @@ def _handed_to_heads(groups: Sequence[ChannelGroup], shares: Mapping[str, float]
     out = dict(shares)
     for blocks in (g for g in groups if g.kind == "blocks" and g.prunable):
         all_gone = without_blocks({}, blocks, np.arange(blocks.size))
-        inside = [g.name for g in groups if g.kind == "channels" and g.rows > 1 and fallen(g, all_gone).any()]
-        asked = [shares[name] for name in inside if name in shares]
+        thinned = [g.name for g in groups if g.kind == "channels" and g.rows > 1 and fallen(g, all_gone).any()]
+        asked = [shares[name] for name in thinned if name in shares]
         out.setdefault(blocks.name, max(asked, default=ratio or 0.0))
-        out |= dict.fromkeys(inside, 0.0)
+        out |= dict.fromkeys(thinned, 0.0)
     return out
+
+
+def _touching(blocks: Sequence[ChannelGroup], alone: Sequence[ChannelGroup]) -> set[str]:
+    """Blocks with which channels of layers to leave alone would go."""
+    return {each.name for each in blocks if any(inside(each, group)[0].size for group in alone)}
 
 
 def _require_prunable(groups: Sequence[ChannelGroup]) -> None:

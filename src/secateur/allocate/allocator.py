@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from secateur.allocate.ladder import Ladder, Scores
+from secateur.allocate.options import Options
 
 
 class Allocator(Protocol):
@@ -22,6 +23,12 @@ class Allocator(Protocol):
     def __call__(self, ladders: Sequence[Ladder], ratio: float) -> Mapping[str, int]:
         """Steps to take of each group, by name."""
         ...
+
+
+def settled(allocator: Allocator, options: Options) -> tuple[Options, tuple[str, ...]]:
+    """The options under which an allocator makes sense, to be settled before channels are scored, and a note on what changed."""
+    settle: Callable[[Options], tuple[Options, tuple[str, ...]]] | None = getattr(allocator, "settled", None)
+    return (options, ()) if settle is None else settle(options)
 
 
 def smallest(ladders: Sequence[Ladder], costs: Sequence[Scores], ratio: float) -> dict[str, int]:

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from secateur.allocate.allocator import Allocator
+from secateur.allocate.allocator import Allocator, settled
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.ladder import Ladder
+from secateur.allocate.options import Options
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,7 @@ class Isomorphic:
         for each in ladders:
             alike[each.pool.group.signature].append(each)
         return {name: steps for some in alike.values() for name, steps in self.inner(some, ratio).items()}
+
+    def settled(self, options: Options) -> tuple[Options, tuple[str, ...]]:
+        """The options under which the inner allocator makes sense, and a note if that changes them."""
+        return settled(self.inner, options)

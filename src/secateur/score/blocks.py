@@ -16,7 +16,7 @@ from secateur.score.combine import GroupPolicy
 def inside(blocks: ChannelGroup, group: ChannelGroup) -> tuple[Labels, Labels]:
     """Pairs (channel, block) of the channels of a group that have a place in a block."""
     places = {(m.tensor, m.dim): m for m in blocks.members}
-    pairs = [np.empty((2, 0), dtype=np.int64)]
+    pairs = []
     for member in group.members:
         holder = places.get((member.tensor, member.dim))
         if holder is not None:
@@ -24,6 +24,8 @@ def inside(blocks: ChannelGroup, group: ChannelGroup) -> tuple[Labels, Labels]:
             block_at[holder.positions] = holder.channels
             found = block_at[member.positions]
             pairs.append(np.stack([member.channels, found])[:, found >= 0])
+    if not pairs:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     channels, numbers = np.unique(np.concatenate(pairs, axis=1), axis=1)
     return channels, numbers
 

@@ -29,7 +29,8 @@ class NuclearNorm:
 
     Exact for all samples together, through the smaller of the two Gram matrices. Needs data, without labels. With the
     policy ``backward`` the sums of coupled producers are looked at, after the activation that follows, in place of the
-    producers. Yeom, Shim, Hwang, arXiv 2103.10858.
+    producers. Feature maps of all samples are held where there are more positions than samples, so memory grows with
+    the samples. Yeom, Shim, Hwang, arXiv 2103.10858.
     """
 
     def __call__(self, group: ChannelGroup, evidence: Evidence) -> Tensor:

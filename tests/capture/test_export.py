@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 
 from capture.models import Branching, ConvNet, Counting, Creating, Memory, Nested, Tied
 from secateur.capture import Capture, export, record
+from secateur.capture.flat import FlatModel
+from secateur.capture.sizes import open_sizes
 from secateur.errors import CaptureError
 
 aten = torch.ops.aten
@@ -73,6 +75,37 @@ def test_sizes_that_the_model_fixes_are_not_left_open(model: nn.Module, shape: t
     assert capture.notes[-1] == "torch.export: input dimensions that may vary: input_0[0]"
 
 
+def test_open_sizes_are_found_before_exporting() -> None:
+    for model, shape, expected in ((Staged(), (3, 4), []), (FixedPositions(), (3, 6, 4), []), (ConvNet(), (2, 3, 8, 4), [(0, 2), (0, 3)])):
+        flat = [torch.randn(shape)]
+        places, witnesses = open_sizes(FlatModel(model, flat, pytree.tree_structure(((0,), {}))), flat)
+        assert places == expected
+        assert {tuple(witness[0].shape) for witness in witnesses} == (
+            {(2, 3, 4, 4), (2, 3, 16, 4), (2, 3, 8, 2), (2, 3, 8, 8)} if expected else set()
+        )
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda self, x: x * 2 if x.shape[0] > 2 else x * 3, lambda self, x: x.reshape(2, 3) * 2], ids=["branch", "reshape"]
+)
+def test_a_batch_that_the_model_fixes_is_not_left_open(forward: Any) -> None:
+    model = type("Fixed", (nn.Module,), {"forward": forward})()
+    capture = export(model, (torch.randn(2, 3),), dynamic=True)
+    assert "input_0[0" not in capture.notes[-1]
+    assert capture.dynamic is ("may vary" in capture.notes[-1])
+
+
+def test_assertions_are_left_out() -> None:
+    class Checking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._check(x.shape[0] > 1)
+            torch._assert(x.dim() == 2, "two dimensions")
+            return x.to(torch.float64) + 1
+
+    capture = export(Checking(), (torch.randn(3, 2),), dynamic=True)
+    assert [str(target) for target in targets(capture) if "to" not in str(target)] == ["aten.add.Tensor"]
+
+
 class OneOnly(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -113,6 +146,8 @@ def test_state_that_a_forward_writes_is_put_back() -> None:
     model = Counting()
     capture = export(model, (torch.ones(2),), dynamic=True)
     assert (model.count.tolist(), model.last.tolist(), model.anchor.tolist(), model.notes) == ([0, 0], [0], [1, 1], {"calls": 0})
+    assert "_constant_0" in capture.tied
+    model.anchor.fill_(9)
     for _ in range(2):
         torch.testing.assert_close(rerun(capture, torch.ones(2)), torch.tensor([3.0, 2.0]))
 

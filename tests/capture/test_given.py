@@ -74,6 +74,23 @@ def test_exported_programs_keep_ties_constants_and_argument_order() -> None:
         capture(program, (a,), {"b": b})
 
 
+def test_functionalised_programs_lose_their_buffer_outputs() -> None:
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return x * self.count
+
+    program = torch.export.export(Stateful(), (torch.ones(2),)).run_decompositions({})
+    assert len(program.graph_signature.output_specs) == 2
+    found = capture(program)
+    for _ in range(2):
+        torch.testing.assert_close(found.program(torch.full((2,), 3.0)), (torch.full((2,), 3.0),))
+
+
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_model_that_does_not_run(graph: bool) -> None:
     message = r"ConvNet does not run on the example inputs \(float32\[2, 5\]\): .*[Ee]xpected"

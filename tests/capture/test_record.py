@@ -14,6 +14,7 @@ from capture.models import Branching, ConvNet, Counting, Creating, Memory, Neste
 from secateur.capture import Capture, Fact, record
 from secateur.capture import record as record_function
 from secateur.capture.record import can_record
+from secateur.capture.verify import check_equal
 from secateur.errors import CaptureError
 
 aten = torch.ops.aten
@@ -58,11 +59,11 @@ def test_the_graph_follows_other_values(model: nn.Module) -> None:
 
 def test_attention_shows_its_projections() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(True)
     capture = record(layer, (torch.randn(2, 3, 8),))
     assert calls(capture).count(aten.linear.default) == 4
     assert aten.scaled_dot_product_attention.default in calls(capture)
-    assert torch.backends.mha.get_fastpath_enabled() is before
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_control_flow_is_that_of_the_example() -> None:
@@ -83,7 +84,7 @@ def test_created_tensors_and_lists() -> None:
     model, other = Creating(), torch.randn(2, 4)
     capture = record(model, (torch.randn(2, 4),))
     torch.testing.assert_close(rerun(capture, other), model(other))
-    assert aten.arange.default in calls(capture)
+    assert {aten.arange.default, aten.lift_fresh_copy.default} <= set(calls(capture))
     index = capture.graph.find_nodes(op="call_function", target=aten.flip.default)[0]
     assert index.meta["constant"]
     assert torch.equal(index.meta["fact"].value, torch.tensor([1, 0]))
@@ -204,6 +205,59 @@ def test_tracing_agrees_where_recording_is_not_possible(make: type[nn.Module], m
     assert (recorded.how, traced.how) == ("record", "trace")
     torch.testing.assert_close(traced.program(*args)[0], recorded.program(*args)[0])
     assert [n.target for n in traced.graph.find_nodes(op="get_attr")] == [n.target for n in recorded.graph.find_nodes(op="get_attr")]
+
+
+def test_tracing_refuses_what_it_bakes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(record_function.__globals__, "can_record", lambda: False)
+    with pytest.raises(CaptureError, match="Output 0 of the captured graph"):
+        record(Wrapped(), (torch.randn(2, 3),))
+
+
+def test_hooks_of_the_user_run() -> None:
+    model = nn.Linear(3, 3)
+    model.register_forward_pre_hook(lambda _, args: (args[0] * 3,))
+    capture = record(model, (torch.randn(2, 3),))
+    assert calls(capture) == [aten.mul.Tensor, aten.linear.default]
+
+
+def test_work_out_of_sight_is_noticed() -> None:
+    class Numpy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            y.numpy()[:] = 0
+            return y
+
+    with pytest.raises(CaptureError, match="but the model returned"):
+        record(Numpy(), (torch.ones(2),))
+
+
+def test_operands_that_no_graph_holds_are_refused() -> None:
+    class Storing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty(0).set_(x.untyped_storage())
+
+    with pytest.raises(CaptureError, match="takes a UntypedStorage"):
+        record(Storing(), (torch.ones(2),))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (torch.ones(2), torch.ones(1)),
+        (torch.ones(2), torch.ones(2).double()),
+        (torch.ones(2), torch.tensor([1.0, 1.001])),
+        (torch.ones(2), torch.tensor([1.0, float("nan")])),
+        (torch.tensor([1]), torch.tensor([2])),
+        (1, 1.0),
+        (None, torch.ones(1)),
+    ],
+)
+def test_differences_are_noticed(found: object, expected: object) -> None:
+    check_equal([expected], [expected])
+    with pytest.raises(CaptureError, match="Output 0"):
+        check_equal([found], [expected])
+    with pytest.raises(CaptureError, match="1 values where the model returns 2"):
+        check_equal([found], [expected, expected])
 
 
 def test_recurrent_layers_stay_whole() -> None:

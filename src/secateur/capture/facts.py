@@ -56,7 +56,6 @@ class Observer(fx.Interpreter):
         self._origin: dict[Node, Node] = {}
         self._aliases: dict[Node, list[Node]] = defaultdict(list)
         self._memory: dict[Node, frozenset[int]] = {}
-        self._varying: set[Node] = set()
         self._saved: list[tuple[Tensor, Tensor]] = []
 
     def observe(self, flat_inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -104,13 +103,11 @@ class Observer(fx.Interpreter):
     def _spread_writes(self, node: Node, targets: list[Node]) -> None:
         steady = all(x.meta["constant"] for x in node.all_input_nodes) and not _is_random(node)
         for origin in {self._origin[target] for target in targets}:
-            if not steady:
-                self._varying.add(origin)
             for alias in self._aliases[origin]:
                 _forget_value(alias, constant=steady and alias.meta.get("constant", True))
 
     def _is_constant(self, node: Node) -> bool:
-        if node.op == "placeholder" or self._origin[node] in self._varying or _is_random(node):
+        if node.op == "placeholder" or _is_random(node):
             return False
         return all(x.meta["constant"] for x in node.all_input_nodes)
 

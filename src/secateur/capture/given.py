@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from secateur.capture.capture import Capture
+from secateur.capture.execution import plain_execution
 from secateur.capture.export import export, transcribed
 from secateur.capture.flat import flatten_inputs
 from secateur.capture.inputs import check_model, check_runs, describe_inputs
 from secateur.capture.record import record
 from secateur.capture.trees import copied, flatten_outputs
+from secateur.capture.untouched import untouched
 from secateur.capture.verify import close_capture
 from secateur.errors import CaptureError, ModelError
 
@@ -64,8 +66,10 @@ def given(exported: ExportedProgram, args: tuple[Any, ...] = (), kwargs: Mapping
 
 def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     try:
-        with torch.no_grad():
-            return flatten_outputs(model(*copied(args), **dict(zip(kwargs, copied(kwargs.values()), strict=True))))[0]
+        flat, spec = flatten_inputs(args, kwargs)
+        with untouched(model, flat), plain_execution(model, flat):
+            run_args, run_kwargs = pytree.tree_unflatten(copied(flat), spec)
+            return copied(flatten_outputs(model(*run_args, **run_kwargs))[0])
     except Exception as error:
         raise ModelError(f"The exported program does not run on {describe_inputs(args, kwargs)}: {error}") from error
 

@@ -73,7 +73,7 @@ class Tape:
     def _operand(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._node(value)
-        if isinstance(value, _PLAIN) or callable(value):
+        if isinstance(value, _PLAIN):
             return value
         raise CaptureError(f"A call in module {self._path.current!r} takes a {type(value).__name__}, which a graph cannot hold.")
 

@@ -144,7 +144,7 @@ def test_correction_keeps_the_error_and_shrinks_the_terms(slack):
 
 def test_corrected_layers_have_smaller_terms_at_the_same_error():
     layer = convolution(normal(6, 6, 3, 3))
-    plain, corrected = (decompose(layer, CP(epc=epc, tolerance=1e-4), 14) for epc in (False, True))
+    plain, corrected = (decompose(layer, CP(epc=epc, slack=1.0, tolerance=1e-4), 14) for epc in (False, True))
     assert corrected.relative_error <= plain.relative_error * (1 + 1e-9)
 
     def energy(module):

@@ -38,7 +38,7 @@ class CP:
     sweeps: int = 300
     tolerance: float = 1e-6
     epc: bool = True
-    slack: float = 1.0
+    slack: float = 1.001
     seed: int = 0
 
     @property

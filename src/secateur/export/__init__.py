@@ -1,0 +1,7 @@
+"""Export: a result as a directory of files that other programs open, and back."""
+
+from secateur.export.directory import Directory, read_directory, save_directory
+from secateur.export.load import load
+from secateur.export.saved import Saved
+
+__all__ = ["Directory", "Saved", "load", "read_directory", "save_directory"]

@@ -1,0 +1,133 @@
+"""The result as an ONNX file, checked in ONNX Runtime against PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from secateur.errors import CaptureError, FileError, MissingExtraError
+from secateur.export.canonical import canonical_program
+from secateur.export.pt2 import Exported, first_line, quietly, tensor_inputs
+from secateur.rewrite import random_like
+
+TOLERANCE = 1e-4
+"""Largest difference between ONNX Runtime and PyTorch, relative to the scale of an output."""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def can_export(*, required: bool) -> bool:
+    """Whether the packages for ONNX are installed; if they are ``required`` and are not, :class:`MissingExtraError`."""
+    missing = next((name for name in PACKAGES if find_spec(name) is None), None)
+    if missing is not None and required:
+        raise MissingExtraError(missing, "onnx", "Writing model.onnx")
+    return missing is None
+
+
+def write_onnx(exported: Exported, path: Path, *, seed: int = 0) -> str | None:
+    """Write an ONNX file that agrees with PyTorch on fresh inputs of all sizes tried; returns why not if there is none.
+
+    If the exporter fails on the program as it is, or the file disagrees, the program goes in once more in canonical form.
+    """
+    case = _Case.of(exported, seed)
+    reasons = []
+    for what, form in _forms(exported, case):
+        try:
+            with quietly():
+                _convert(form(), path, case)
+                _check(path, case)
+        except OSError as error:
+            raise FileError(f"Cannot write {path.name}: {error}.") from error
+        except Exception as error:  # noqa: BLE001 - the exporter fails in many ways; its reason is handed on
+            path.unlink(missing_ok=True)
+            reasons.append(f"{what}: {first_line(error)}")
+        else:
+            return None
+    return "; ".join(reasons)
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """Fresh inputs with PyTorch's outputs for them; of both the tensors alone, which is all that ONNX knows."""
+
+    inputs: tuple[list[Tensor], ...]
+    outputs: tuple[list[Tensor], ...]
+    input_names: list[str]
+    output_names: list[str]
+    tensors_alone: bool
+    """Whether all that the program returns are tensors."""
+
+    @classmethod
+    def of(cls, exported: Exported, seed: int) -> _Case:
+        module = exported.program.module()
+        inputs = [random_like(flat, seed + number) for number, flat in enumerate(exported.inputs)]
+        with torch.no_grad():
+            calls = [pytree.tree_unflatten(flat, exported.program.call_spec.in_spec) for flat in inputs]
+            returned = [pytree.tree_leaves_with_path(module(*args, **kwargs)) for args, kwargs in calls]
+        names = [_name(path) for path, leaf in returned[0] if isinstance(leaf, Tensor)]
+        return cls(
+            tuple([x for x in flat if isinstance(x, Tensor)] for flat in inputs),
+            tuple([leaf for _, leaf in each if isinstance(leaf, Tensor)] for each in returned),
+            tensor_inputs(exported.program),
+            names,
+            len(names) == len(returned[0]),
+        )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    name = re.sub(r"\W+", "_", pytree.keystr(path)).strip("_")
+    return name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
+
+
+def _forms(exported: Exported, case: _Case) -> Iterator[tuple[str, Callable[[], ExportedProgram]]]:
+    if case.tensors_alone:
+        yield "the ONNX exporter", lambda: exported.program
+    yield "the ONNX exporter, given canonical calls", lambda: canonical_program(exported)
+
+
+def _convert(program: ExportedProgram, path: Path, case: _Case) -> None:
+    converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=case.input_names, output_names=case.output_names)
+    assert converted is not None
+    converted.save(path)
+
+
+def _check(path: Path, case: _Case) -> None:
+    """Raise unless ONNX Runtime gives what PyTorch gave."""
+    session = _session(path)
+    names = [value.name for value in session.get_inputs()]
+    for flat, expected in zip(case.inputs, case.outputs, strict=True):
+        feeds = dict(zip(case.input_names, (x.cpu().numpy() for x in flat), strict=True))
+        found = session.run(None, {name: feeds[name] for name in names})
+        for name, ours, theirs in zip(case.output_names, found, expected, strict=True):
+            _compare(name, torch.from_numpy(ours), theirs.cpu())
+
+
+def _session(path: Path) -> Any:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _compare(name: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise CaptureError(f"ONNX Runtime returns {name} of shape {tuple(found.shape)}, PyTorch of shape {tuple(expected.shape)}")
+    if not expected.is_floating_point():
+        same, tolerance = torch.equal(found, expected), 0.0
+    else:
+        finite = expected[torch.isfinite(expected)]
+        scale = float(finite.abs().max()) if finite.numel() else 1.0
+        tolerance = max(TOLERANCE, 16 * torch.finfo(expected.dtype).eps)
+        same = torch.allclose(found.double(), expected.double(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
+    if not same:
+        raise CaptureError(f"ONNX Runtime's {name} differs from PyTorch's by more than {tolerance:.0e} of its scale")

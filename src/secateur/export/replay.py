@@ -1,0 +1,56 @@
+"""Do to a dense model again what a plan did to it, whatever its weights are."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from secateur.capture import Capture, capture
+from secateur.capture.normalize import normalize
+from secateur.errors import PlanError
+from secateur.export.directory import Directory
+from secateur.groups import build_groups, solve, walk
+from secateur.plan import Plan, fingerprint
+from secateur.rewrite import Cut, transfer
+from secateur.rewrite.graph import rewrite_graph
+from secateur.rewrite.raising import raise_layers
+
+
+def check_belongs(plan: Plan, model: nn.Module) -> None:
+    """Raise :class:`PlanError` unless the plan was made for a model with these names and shapes."""
+    state = model.state_dict(keep_vars=True)
+    plan.check(fingerprint({name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor)}))
+
+
+def planned_cut(directory: Directory, dense: nn.Module | ExportedProgram) -> Cut:
+    """The cut that a directory's plan asks for, in a capture of the dense model on the stored inputs."""
+    args, kwargs = directory.examples()
+    source = normalize(capture(dense, args, kwargs))
+    check_belongs(directory.plan, source.model)
+    solution = solve(walk(source))
+    groups = {group.name: group for group in build_groups(solution)}
+    dead = np.zeros(solution.count, dtype=bool)
+    for edit in directory.plan.prunes:
+        group = groups.get(edit.group)
+        if group is None or group.size != edit.size:
+            raise PlanError(f"The plan in {directory.path} cuts {edit.group!r} with {edit.size} channels, which this model does not have.")
+        dead[group.classes[list(edit.remove)]] = True
+    return Cut(solution, dead)
+
+
+def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram) -> fx.GraphModule:
+    """The smaller graph module that the directory's plan makes of a dense model."""
+    cut = planned_cut(directory, dense)
+    source = cut.solution.walk.capture
+    wide = _open(source)
+    if wide is not source:
+        cut = transfer(cut, solve(walk(wide)))
+    return raise_layers(rewrite_graph(cut), wide)
+
+
+def _open(source: Capture) -> Capture:
+    """A capture of the same model that leaves input sizes open; an exported program is taken as it is."""
+    if source.how == "given":
+        return source
+    return normalize(capture(source.model, source.args, dict(source.kwargs), graph=True))

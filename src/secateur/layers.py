@@ -70,7 +70,9 @@ class Layers:
 
     def table(self) -> Table:
         """The table for a terminal."""
-        title = f"{sum(r.prunable for r in self.rows)} of {len(self.rows)} layers can be cut: {self.prunable_parameters:.1%} of the parameters"
+        title = (
+            f"{sum(r.prunable for r in self.rows)} of {len(self.rows)} layers can be cut: {self.prunable_parameters:.1%} of the parameters"
+        )
         table = Table(title=f"{title}, {self.prunable_macs:.1%} of the MACs")
         for name in ("layer", "channels", "coupled tensors", "parameters", "MACs", "prunable"):
             table.add_column(name, justify="right" if name in ("channels", "coupled tensors", "parameters", "MACs") else "left")

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from secateur.allocate import Allocator, Leave, Options
+from secateur.errors import RewriteError, SecateurError
 from secateur.measure import compare_latency, measure
-from secateur.plan import Plan
+from secateur.plan import Edit, Plan, Prune
 from secateur.recover import reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import TOLERANCE, rewrite
 from secateur.rewrite.apply import Prefer
+from secateur.rewrite.restrict import restrict
 from secateur.score import L2, Scorer
 from secateur.study import Study, study
 from secateur.target import Target
@@ -52,6 +54,9 @@ def apply(
         (4, True)
     """
     found = model if isinstance(model, Study) else study(model, inputs)
+    notes: tuple[str, ...] = ()
+    if prefer == "module":
+        plan, notes = _held_by_class(found, plan, tolerance, seed)
     done = rewrite(found.cut(plan), prefer=prefer, tolerance=tolerance, seed=seed)
     return Result(
         model=done.model,
@@ -64,8 +69,34 @@ def apply(
         args=found.capture.args,
         kwargs=found.capture.kwargs,
         attributes=done.attributes,
-        notes=(*plan.settings.get("notes", ()), *done.notes),
+        notes=(*plan.settings.get("notes", ()), *notes, *done.notes),
     )
+
+
+def _held_by_class(found: Study, plan: Plan, tolerance: float, seed: int) -> tuple[Plan, tuple[str, ...]]:
+    """The part of a plan that the user's class can hold, and which layers therefore stay whole."""
+    groups = {g.name: g for g in found.groups}
+
+    def holds(edits: Sequence[Edit]) -> bool:
+        try:
+            rewrite(found.cut(replace(plan, edits=tuple(edits))), prefer="module", tolerance=tolerance, seed=seed)
+        except SecateurError:
+            return False
+        return True
+
+    def unheaded(edit: Edit) -> bool:
+        return not isinstance(edit, Prune) or edit.kind == "blocks" or groups[edit.group].rows == 1
+
+    def one_writer(edit: Edit) -> bool:
+        return isinstance(edit, Prune) and edit.kind == "channels" and unheaded(edit) and len(groups[edit.group].writers) == 1
+
+    found.cut(plan)
+    kept = restrict(plan.edits, holds, [unheaded, one_writer])
+    if not kept:
+        raise RewriteError(f"The forward of {type(found.model).__name__} holds none of this plan's edits. Use prefer='auto' or 'graph'.")
+    lost = [e.name for e in plan.edits if e not in kept]
+    note = (f"kept whole, since {type(found.model).__name__} cannot hold them smaller: {', '.join(lost)}",) if lost else ()
+    return replace(plan, edits=tuple(e for e in plan.edits if e in kept)), note
 
 
 def compress(

@@ -54,6 +54,8 @@ class Result:
         return save_directory(self, Path(path), reports=reports, force=force, onnx=onnx)
 
     def __str__(self) -> str:
-        parameters = f"parameters {self.before.parameters:,} -> {self.after.parameters:,} ({self.after.parameters / self.before.parameters:.1%})"
+        parameters = (
+            f"parameters {self.before.parameters:,} -> {self.after.parameters:,} ({self.after.parameters / self.before.parameters:.1%})"
+        )
         macs = f"MACs {self.before.macs:,} -> {self.after.macs:,} ({self.after.macs / max(self.before.macs, 1):.1%})"
         return f"{parameters}; {macs}; proof error {self.proof.error:.1e}; {self.kind}"

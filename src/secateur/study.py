@@ -61,7 +61,9 @@ class Study:
         """The table of layers that can be cut, and of those that cannot."""
         parameters = {n: t.numel() for n, t in self.weights.items() if isinstance(t, nn.Parameter)}
         rows = tuple(Layer.of(g, parameters, self.macs.by_weight) for g in self.groups)
-        return Layers(rows, self.coverage.prunable_share(parameters), self.coverage.prunable_share(self.macs.by_weight), self.coverage.unknown)
+        return Layers(
+            rows, self.coverage.prunable_share(parameters), self.coverage.prunable_share(self.macs.by_weight), self.coverage.unknown
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,8 +128,15 @@ class Study:
 
         def choose(share: float | None) -> Allocation:
             allocation = allocate(
-                self.groups, found, ratio=share, ratios=ratios, indices=indices, heads=heads,
-                allocator=allocator, exclude=leave, options=options,
+                self.groups,
+                found,
+                ratio=share,
+                ratios=ratios,
+                indices=indices,
+                heads=heads,
+                allocator=allocator,
+                exclude=leave,
+                options=options,
             )
             return self._legal(allocation, tuple(indices or ()))
 
@@ -149,7 +158,8 @@ class Study:
         for edit in plan.prunes:
             group = known.get(edit.group)
             if group is None or group.size != edit.size:
-                raise PlanError(f"The plan cuts {edit.group!r} with {edit.size} channels, which this model does not have. Make the plan anew.")
+                text = f"The plan cuts {edit.group!r} with {edit.size} channels, which this model does not have."
+                raise PlanError(f"{text} Make the plan anew.")
             if not group.prunable:
                 raise PlanError(f"The plan cuts {edit.group!r}, which stays whole: {group.reason}")
         cut = self.cut_of({e.group: e.remove for e in plan.prunes})
@@ -175,7 +185,12 @@ def _asked(name: str, asked: tuple[str, ...], groups: Sequence[ChannelGroup]) ->
 
 
 def _settings(
-    criterion: Scorer | None, allocator: Allocator | None, options: Options, notes: tuple[str, ...], ratio: float | None, target: Target | None
+    criterion: Scorer | None,
+    allocator: Allocator | None,
+    options: Options,
+    notes: tuple[str, ...],
+    ratio: float | None,
+    target: Target | None,
 ) -> dict[str, Any]:
     return {
         "criterion": repr(criterion or L2()),

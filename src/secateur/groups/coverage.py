@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,7 +44,11 @@ class Coverage:
 
     def to_json(self) -> dict[str, Any]:
         """The coverage as plain values."""
-        return {"dimensions": [asdict(d) for d in self.dimensions], "unknown": dict(self.unknown), "renormalising": dict(self.renormalising)}
+        return {
+            "dimensions": [asdict(d) for d in self.dimensions],
+            "unknown": dict(self.unknown),
+            "renormalising": dict(self.renormalising),
+        }
 
 
 def coverage(solution: Solution, groups: Sequence[ChannelGroup]) -> Coverage:
@@ -66,7 +69,7 @@ def _every_dimension(solution: Solution) -> list[tuple[str, int, int]]:
     found: dict[tuple[str, int, int], None] = {}
     for node in solution.walk.capture.graph.find_nodes(op="get_attr"):
         fact = node.meta.get("fact")
-        if isinstance(fact, Fact) and fact.dtype.is_floating_point and math.prod(fact.shape):
+        if isinstance(fact, Fact) and fact.dtype.is_floating_point and 0 not in fact.shape:
             found |= dict.fromkeys((str(node.target), dim, size) for dim, size in enumerate(fact.shape))
     return list(found)
 
@@ -77,7 +80,7 @@ def _dimension(
     name, dim, size = key
     if (name, dim) in prunable:
         mask = prunable[name, dim]
-        count = int(round(mask.sum() * size / mask.size))
+        count = round(int(mask.sum()) * size / mask.size)
         reason = None if count == size else reasons.get((name, dim)) or _first_reason(solution, name, dim)
         return Dimension(name, dim, size, count, reason)
     if size == 1:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
@@ -45,18 +46,16 @@ def channel_families(solution: Solution, writers: dict[int, tuple[object, ...]])
     """Families of single channels; ``writers`` names the places that make each class."""
     classes = np.flatnonzero(solution.slotted & ~solution.is_block)
     uneven = _unevenness(solution, classes, [r.table for r in solution.ledger.rectangles])
-    parts: dict[object, list[int]] = defaultdict(list)
+    tabled: dict[int, list[int]] = defaultdict(list)
+    free: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for each in classes.tolist():
         counts = uneven.of_class.get(each)
         if counts and not solution.frozen[each]:
-            parts["table", int(uneven.component[counts[0][0]])].append(each)
+            tabled[int(uneven.component[counts[0][0]])].append(each)
         else:
-            parts["writers", bool(solution.frozen[each]), writers.get(each, ())].append(each)
-    families = []
-    for (kind, *_), members in parts.items():  # type: ignore[misc]
-        own = np.array(members)
-        families += _balanced(own, uneven) if kind == "table" else [_free(own, solution)]
-    return families
+            free[bool(solution.frozen[each]), writers.get(each, ())].append(each)
+    families = [family for members in tabled.values() for family in _balanced(np.array(members), uneven)]
+    return [*families, *(_free(np.array(members), solution) for members in free.values())]
 
 
 def block_families(solution: Solution) -> list[Family]:
@@ -76,7 +75,7 @@ def block_families(solution: Solution) -> list[Family]:
 
 def _rows_of_tables(solution: Solution, wanted: Mask) -> Iterator[Labels]:
     heads = [np.unique(solution.classes[r.heads]) for r in solution.ledger.rectangles if r.heads is not None]
-    links = [(int(a), int(b)) for row in heads for a, b in zip(row, row[1:], strict=False)]
+    links = [(int(a), int(b)) for row in heads for a, b in pairwise(row)]
     component = _connected(solution.count, links)
     rows: dict[int, set[int]] = defaultdict(set)
     for row in heads:

@@ -101,4 +101,6 @@ class ChannelGroup:
         return tuple(m for m in self.members if m.role == "writes")
 
     def __repr__(self) -> str:
-        return f"ChannelGroup({self.name!r}, {self.layout} {self.kind}, {len(self.members)} members{'' if self.prunable else ', kept whole'})"
+        return (
+            f"ChannelGroup({self.name!r}, {self.layout} {self.kind}, {len(self.members)} members{'' if self.prunable else ', kept whole'})"
+        )

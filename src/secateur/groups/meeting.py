@@ -100,9 +100,8 @@ def reduce(ledger: Ledger, fields: Fields, dims: frozenset[int]) -> Fields:
     for field in fields:
         if not field.dims & dims:
             kept.append(field)
-        elif not field.block and (outside := field.dims - dims):
-            if not _blocks_cover(fields, outside, dims):
-                kept.append(flattened(ledger, field, dims))
+        elif not field.block and (outside := field.dims - dims) and not _blocks_cover(fields, outside, dims):
+            kept.append(flattened(ledger, field, dims))
     return tuple(kept)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -80,5 +80,5 @@ def _common(paths: Sequence[str]) -> str:
     """The module that holds all of these: the module itself if there is only one."""
     if len(paths) == 1:
         return paths[0]
-    prefix = os.path.commonprefix([p.split(".") for p in paths])
-    return ".".join(prefix)
+    levels = zip(*(p.split(".") for p in paths), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))

@@ -74,7 +74,7 @@ class Solution:
 
     @cached_property
     def slot_labels(self) -> dict[tuple[str, int], Labels]:
-        """The labels in force of each dimension of each weight; for grouped convolutions ``(groups, channels of a group)`` on dimension 1."""
+        """The labels in force of each dimension of each weight; of grouped convolutions ``(groups, channels)`` for dimension 1."""
         plain = {k: v for k, v in self.walk.slots.items() if k not in self.ledger.orphans}
         return plain | {(name, 1): labels for name, labels in self.ledger.grouped.items()}
 
@@ -126,8 +126,22 @@ def solve(walk: Walk) -> Solution:
     """Join what meets, and let labels inherit the blocks of their partners."""
     ledger = walk.ledger
     threads = _components(ledger.count, ledger.one_to_one)
-    classes = _components(ledger.count, [*ledger.one_to_one, *ledger.one_to_many])
+    one_to_one = [*ledger.one_to_one, *_shared_rows(ledger, threads)]
+    threads = _components(ledger.count, one_to_one)
+    classes = _components(ledger.count, [*one_to_one, *ledger.one_to_many])
     return Solution(walk, classes, threads, _blocks_of_threads(ledger, threads, classes))
+
+
+def _shared_rows(ledger: Ledger, threads: Labels) -> list[tuple[Labels, Labels]]:
+    """Blocks that are the same rows of channels, seen at two operators, go together."""
+    first: dict[bytes, Labels] = {}
+    found = []
+    for rectangle in ledger.rectangles:
+        if rectangle.heads is not None and (rectangle.table >= 0).all():
+            heads = first.setdefault(threads[rectangle.table].tobytes(), rectangle.heads)
+            if heads is not rectangle.heads:
+                found.append((heads, rectangle.heads))
+    return found
 
 
 def _components(count: int, edges: list[tuple[Labels, Labels]]) -> Labels:

@@ -8,4 +8,17 @@ from secateur.rewrite.slices import Slices
 from secateur.rewrite.transfer import transfer
 from secateur.rewrite.verify import offenders
 
-__all__ = ["TOLERANCE", "Cut", "Proof", "Rewritten", "Slices", "Trial", "offenders", "planned_graph", "prove", "random_like", "rewrite", "transfer"]
+__all__ = [
+    "TOLERANCE",
+    "Cut",
+    "Proof",
+    "Rewritten",
+    "Slices",
+    "Trial",
+    "offenders",
+    "planned_graph",
+    "prove",
+    "random_like",
+    "rewrite",
+    "transfer",
+]

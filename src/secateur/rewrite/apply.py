@@ -67,19 +67,25 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
     program = rewrite_graph(cut)
     own = layer_attributes(source.model, cut, program)
     more = _merged(candidate_attributes(source.model, cut, program), own)
-    failure: SecateurError = RewriteError("no attempt was made")
+    failure: SecateurError | None = None
     for attributes in (more, own) if more != own else (own,):
         try:
             model = _run(shrink_module(source.model, cut, attributes), source)
             small = _quiet_record(model, source)
             inputs = _inputs(source, seed)
-            proof = prove(cut, small.program, inputs if source.how == "export" or _same_calls(source) else inputs[:1],
-                          tolerance=tolerance, seed=seed, rename=tied_names(source))
+            proof = prove(
+                cut,
+                small.program,
+                inputs if source.how == "export" or _same_calls(source) else inputs[:1],
+                tolerance=tolerance,
+                seed=seed,
+                rename=tied_names(source),
+            )
         except SecateurError as error:
-            failure = error
+            failure = failure or error
         else:
             return Rewritten(model, "module", proof, small, attributes)
-    raise failure
+    raise failure or RewriteError("no attempt was made")
 
 
 def _same_calls(source: Capture) -> bool:

@@ -60,7 +60,9 @@ class Cut:
             order = hierarchy(field, fields)
             size = self._count(field, order)
             if new.setdefault(order[-1], size) != size:
-                raise RewriteError(f"two fields give dimension {order[-1]} of a tensor of shape {shape} the sizes {new[order[-1]]} and {size}")
+                raise RewriteError(
+                    f"two fields give dimension {order[-1]} of a tensor of shape {shape} the sizes {new[order[-1]]} and {size}"
+                )
         return tuple(new.get(d, size) for d, size in enumerate(shape))
 
     def _count(self, field: Field, order: list[int]) -> int:

@@ -101,7 +101,9 @@ def candidate_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) ->
     out: Attributes = {}
     for path, module in model.named_modules():
         sizes = {old: new for old, new in changed.get(path, {}).items() if new is not None}
-        found = {name: new for name, value in vars(module).items() if (new := _renewed(value, sizes)) is not None and not name.startswith("_")}
+        found = {
+            name: new for name, value in vars(module).items() if (new := _renewed(value, sizes)) is not None and not name.startswith("_")
+        }
         if found:
             out[path] = found
     return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -194,7 +195,12 @@ def perturbed_leaves(capture: Capture, flat_inputs: Sequence[Any], seed: int) ->
     leaves = {}
     for node in capture.graph.find_nodes(op="get_attr"):
         tensor = capture.leaf(str(node.target))
-        if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.reshape(-1)[0]).all()):
+        if (
+            isinstance(tensor, torch.nn.Parameter)
+            and tensor.is_floating_point()
+            and tensor.numel() > 1
+            and bool((tensor == tensor.reshape(-1)[0]).all())
+        ):
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
             leaves[str(node.target)] = tensor.detach().double() + 0.3 * noise * max(abs(float(tensor.reshape(-1)[0])), 0.3)
     calibration = _Calibrating(capture.program, leaves, generator)
@@ -272,19 +278,10 @@ def _kept_values(cut: Cut, fields: Fields, value: Tensor) -> Tensor:
 
 
 def _recorded(run: Double, flat_inputs: Sequence[Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    original: Callable[[fx.Node], Any] = run.run_node
-
-    def noting(node: fx.Node) -> Any:
-        values[node.name] = original(node)
-        return values[node.name]
-
-    run.run_node = noting  # type: ignore[method-assign]
-    try:
+    run.garbage_collect_values = False
+    with suppress(RuntimeError, ValueError, IndexError):
         run.outputs(flat_inputs)
-    except (RuntimeError, ValueError, IndexError):
-        pass
-    return values
+    return {node.name: value for node, value in run.env.items()}
 
 
 __all__ = ["TOLERANCE", "Proof", "Trial", "compare", "double_by_default", "prove", "random_like", "widened"]

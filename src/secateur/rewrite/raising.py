@@ -163,7 +163,9 @@ def _attribute(root: nn.Module, name: str) -> Any:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(_attribute(node.graph.owning_module, str(node.target)).shape)
+    root = node.graph.owning_module
+    assert root is not None
+    return tuple(_attribute(root, str(node.target)).shape)
 
 
 def _convolution(packet: str, a: dict[str, Any]) -> Settings | None:
@@ -231,7 +233,9 @@ def _embedding(a: dict[str, Any]) -> Settings | None:
 
 
 def _prelu(a: dict[str, Any]) -> Settings | None:
-    return (nn.PReLU, {"num_parameters": _shape(a["weight"])[0]}) if a["weight"].op == "get_attr" and len(_shape(a["weight"])) == 1 else None
+    return (
+        (nn.PReLU, {"num_parameters": _shape(a["weight"])[0]}) if a["weight"].op == "get_attr" and len(_shape(a["weight"])) == 1 else None
+    )
 
 
 _LAYERS: dict[str, Callable[[dict[str, Any]], Settings | None]] = {
@@ -253,7 +257,7 @@ def _call_as(program: fx.GraphModule, capture: Capture) -> None:
 
 def _tie(program: fx.GraphModule, capture: Capture) -> None:
     """Tied parameters have all their names, and are one."""
-    for first, names in capture.tied.items():
+    for names in capture.tied.values():
         held = [n for n in names if _has(program, n)]
         if not held:
             continue
@@ -261,7 +265,6 @@ def _tie(program: fx.GraphModule, capture: Capture) -> None:
         for name in names:
             if name not in held or _attribute(program, name) is not value:
                 put(program, name, value)
-        del first
 
 
 def _has(program: nn.Module, name: str) -> bool:

@@ -36,10 +36,8 @@ def _convolve(call: Call, x: Operand, weight: Operand, bias: Operand | None, gro
     if len(x.shape) == spatial + 1:
         return call.refuse("a convolution without a batch dimension has no rule")
     x, weight = _hold_spatial(call, x, weight)
-    if groups == 1:
-        fields = _plain(call, x, weight, transposed=transposed)
-    else:
-        fields = _grouped(call, x, weight, groups, transposed=transposed)
+    grouped = groups > 1
+    fields = _grouped(call, x, weight, groups, transposed=transposed) if grouped else _plain(call, x, weight, transposed=transposed)
     if bias is not None:
         lifted = tuple(Field(f.labels.reshape(-1, *[1] * spatial), f.block) for f in bias.fields)
         fields = meet(call.ledger, [Shaped(call.shape, fields), Shaped((bias.shape[0], *[1] * spatial), lifted)], len(call.shape))
@@ -64,7 +62,9 @@ def _without(call: Call, operand: Operand, dims: frozenset[int], text: str) -> O
 
 def _plain(call: Call, x: Operand, weight: Operand, *, transposed: bool) -> Fields:
     spatial = SPATIAL[: len(weight.shape) - 2]
-    flat = Operand(weight.shape[:2], tuple(Field(f.labels.reshape(f.labels.shape[:2]), f.block) for f in weight.fields), parametric=weight.parametric)
+    flat = Operand(
+        weight.shape[:2], tuple(Field(f.labels.reshape(f.labels.shape[:2]), f.block) for f in weight.fields), parametric=weight.parametric
+    )
     return product(call, [x, flat], ["bi" + spatial, "io" if transposed else "oi"], "bo" + spatial)
 
 

@@ -49,7 +49,9 @@ def index(call: Call) -> Outcome:
     for each in indices:
         if each is not None:
             call.ledger.freeze_fields(each.fields, "numbers that index a tensor")
-    boolean = any(i is not None and i.value is not None and i.value.dtype.is_floating_point is False and i.value.dtype.itemsize == 1 for i in indices)
+    boolean = any(
+        i is not None and i.value is not None and i.value.dtype.is_floating_point is False and i.value.dtype.itemsize == 1 for i in indices
+    )
     fields = hold(call, x, frozenset(dims), "is indexed position by position")
     if boolean or any(_is_mask(call, d) for d in range(len(indices))):
         spread = sum(len(i.shape) for i in indices if i is not None)

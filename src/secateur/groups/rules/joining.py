@@ -23,7 +23,7 @@ def cat(call: Call) -> Outcome:
 def joined(call: Call, parts: list[Operand], dim: int) -> Fields:
     """Fields of parts laid one after the other."""
     rank = len(call.shape)
-    across = [Shaped(p.shape[:dim] + (1,) + p.shape[dim + 1 :], tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
+    across = [Shaped((*p.shape[:dim], 1, *p.shape[dim + 1 :]), tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
     others = meet(call.ledger, across, rank)
     if any(len(f.dims) > 1 and dim in f.dims for p in parts for f in p.fields):
         return _jointly(call, parts, dim, others)

@@ -12,7 +12,9 @@ def channelwise(call: Call, x: Operand, vectors: list[Operand | None], dim: int 
     """Fields of ``x`` after it met vectors that lie along one dimension."""
     tail = len(x.shape) - dim - 1
     lifted = [
-        Shaped((v.shape[0], *[1] * tail), tuple(Field(f.labels.reshape(-1, *[1] * tail), f.block) for f in v.fields)) for v in vectors if v is not None
+        Shaped((v.shape[0], *[1] * tail), tuple(Field(f.labels.reshape(-1, *[1] * tail), f.block) for f in v.fields))
+        for v in vectors
+        if v is not None
     ]
     return meet(call.ledger, [x, *lifted], len(x.shape))
 
@@ -23,7 +25,13 @@ def renormalises(call: Call, x: Operand, dims: frozenset[int]) -> None:
         call.ledger.renormalising[call.node.name] = str(call.node.target)
 
 
-@rule("aten.batch_norm", "aten._native_batch_norm_legit_no_training", "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._batch_norm_no_update")
+@rule(
+    "aten.batch_norm",
+    "aten._native_batch_norm_legit_no_training",
+    "aten.native_batch_norm",
+    "aten.cudnn_batch_norm",
+    "aten._batch_norm_no_update",
+)
 def batch_norm(call: Call) -> Outcome:
     """One scale, shift, mean and variance for each channel."""
     x, *vectors = call.operands()
@@ -37,7 +45,9 @@ def batch_norm(call: Call) -> Outcome:
 def instance_norm(call: Call) -> Outcome:
     """Statistics for each channel of each sample."""
     x, *vectors = call.operands()
-    call.ledger.freeze_fields(tuple(f for f in x.fields if f.dims & set(range(2, len(x.shape)))), "a dimension that instance norm averages over")
+    call.ledger.freeze_fields(
+        tuple(f for f in x.fields if f.dims & set(range(2, len(x.shape)))), "a dimension that instance norm averages over"
+    )
     return channelwise(call, x, list(vectors))
 
 
@@ -54,7 +64,9 @@ def layer_norm(call: Call) -> Outcome:
 def group_norm(call: Call) -> Outcome:
     """Statistics for each group of channels: groups keep equal counts."""
     x, groups = call["input"], call["num_groups"]
-    call.ledger.freeze_fields(tuple(f for f in x.fields if f.dims & set(range(2, len(x.shape)))), "a dimension that group norm averages over")
+    call.ledger.freeze_fields(
+        tuple(f for f in x.fields if f.dims & set(range(2, len(x.shape)))), "a dimension that group norm averages over"
+    )
     fields = channelwise(call, x, [call["weight"], call["bias"]])
     if any(len(f.dims) > 1 and 1 in f.dims for f in fields):
         call.ledger.freeze_fields(fields, "enters group norm with labels over several dimensions")

@@ -7,7 +7,9 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 _NAMES = [f"aten.{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in (1, 2, 3)]
 _NAMES += [f"aten.max_pool{n}d_with_indices" for n in (1, 2, 3)]
-_UPSAMPLE = [f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")]
+_UPSAMPLE = [
+    f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
+]
 _UPSAMPLE += [f"aten._upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")]
 _UPSAMPLE += [f"aten._upsample_nearest_exact{n}d" for n in (1, 2, 3)]
 
@@ -22,7 +24,8 @@ def _passing(call: Call, x: Operand, first: int, text: str) -> Fields:
 def pool(call: Call) -> Outcome:
     """Every pooled dimension is spatial: the last ones, as many as the operator's name says."""
     x = call.operands()[0]
-    spatial = int(str(call.node.target.overloadpacket)[str(call.node.target.overloadpacket).index("pool") + 4])
+    name = str(call.node.target)
+    spatial = int(name[name.index("pool") + 4])
     fields = _passing(call, x, len(x.shape) - spatial, "a dimension that pooling runs over")
     return [fields for _ in call.shapes] if len(call.shapes) > 1 else fields
 

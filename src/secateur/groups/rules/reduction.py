@@ -75,7 +75,17 @@ def after_softmax(ledger: Ledger, fields: Fields, dims: frozenset[int]) -> Field
 
 
 @rule(
-    *("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.argsort", "aten.topk", "aten.flip"),
+    *(
+        "aten.cumsum",
+        "aten.cumprod",
+        "aten.cummax",
+        "aten.cummin",
+        "aten.logcumsumexp",
+        "aten.sort",
+        "aten.argsort",
+        "aten.topk",
+        "aten.flip",
+    ),
     *("aten.roll", "aten.argmax", "aten.argmin", "aten.kthvalue", "aten.tril", "aten.triu", "aten.renorm", "aten.diff"),
 )
 def ordered(call: Call) -> Outcome:

@@ -46,7 +46,15 @@ def select(call: Call) -> Outcome:
     return tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in fields)
 
 
-@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unsafe_chunk", "aten.unsafe_split", "aten.split_with_sizes_copy")
+@rule(
+    "aten.split",
+    "aten.split_with_sizes",
+    "aten.chunk",
+    "aten.tensor_split",
+    "aten.unsafe_chunk",
+    "aten.unsafe_split",
+    "aten.split_with_sizes_copy",
+)
 def split(call: Call) -> Outcome:
     """Consecutive parts of a dimension."""
     x = call["self"]
@@ -78,7 +86,9 @@ def select_scatter(call: Call) -> Outcome:
     x, dim = call["self"], call["dim"] % len(call["self"].shape)
     index = call["index"] % x.shape[dim]
     place = taken(call, x, dim, slice(index, index + 1))
-    return _scattered(call, x, tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in place), call["src"])
+    return _scattered(
+        call, x, tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in place), call["src"]
+    )
 
 
 def _scattered(call: Call, x: Operand, place: Fields, source: Operand) -> Fields:

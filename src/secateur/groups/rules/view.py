@@ -10,7 +10,16 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 
 @rule(
-    *("aten.reshape", "aten.view", "aten.view_copy", "aten._unsafe_view", "aten.reshape_as", "aten.view_as", "aten.flatten", "aten.unflatten"),
+    *(
+        "aten.reshape",
+        "aten.view",
+        "aten.view_copy",
+        "aten._unsafe_view",
+        "aten.reshape_as",
+        "aten.view_as",
+        "aten.flatten",
+        "aten.unflatten",
+    ),
     *("aten._reshape_alias", "aten.ravel", "aten.squeeze", "aten.unsqueeze", "aten.atleast_1d", "aten.atleast_2d", "aten.atleast_3d"),
 )
 def view(call: Call) -> Outcome:

@@ -44,7 +44,15 @@ def group_norm(site: Site) -> None:
     _living_groups(site, "input", "num_groups")
 
 
-@adjusts("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d", "aten.convolution")
+@adjusts(
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.conv3d",
+    "aten.conv_transpose1d",
+    "aten.conv_transpose2d",
+    "aten.conv_transpose3d",
+    "aten.convolution",
+)
 def convolution(site: Site) -> None:
     """Groups of which something is left."""
     if site.get("groups") > 1:
@@ -71,7 +79,7 @@ def _living_groups(site: Site, source: str, name: str) -> None:
 def pad(site: Site) -> None:
     """Padded places of a labelled dimension that stay."""
     pads = list(site.get("pad"))
-    fields, source = site.source()
+    _, source = site.source()
     rank = len(source)
     for field in site.fields:
         for dim in field.dims:

@@ -27,7 +27,7 @@ class Figure:
     before_text: str
     after_text: str
     detail: str = ""
-    """Both values to the last digit, or the conditions."""
+    """Both values to the last digit, or their spread."""
 
     @property
     def remains(self) -> float | None:
@@ -39,7 +39,7 @@ class Figure:
         """The difference in percent, with its sign."""
         if self.remains is None:
             return "" if self.after == self.before else "new"
-        return "unchanged" if self.after == self.before else f"{100 * (self.remains - 1):+.1f} %".replace("-", "−")
+        return "unchanged" if self.after == self.before else f"{100 * (self.remains - 1):+.1f} %".replace("-", "−").replace(" ", "\u00a0")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def _timed(result: Reported) -> Iterator[Figure]:
     if {"dense", "compressed"} <= result.latency.keys():
         dense, compressed = result.latency["dense"], result.latency["compressed"]
         texts = numbers.milliseconds(dense.median_ms), numbers.milliseconds(compressed.median_ms)
-        yield Figure("Latency", dense.median_ms, compressed.median_ms, *texts, conditions(dense))
+        yield Figure("Latency", dense.median_ms, compressed.median_ms, *texts, f"middle half {_middle(dense)} → {_middle(compressed)}")
+
+
+def _middle(timed: Latency) -> str:
+    return f"{timed.lower_ms:.4g} to {timed.upper_ms:.4g}"
 
 
 def conditions(timed: Latency) -> str:

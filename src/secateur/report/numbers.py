@@ -32,8 +32,8 @@ def percent(share: float) -> str:
 
 
 def small(value: float) -> str:
-    """An error: ``2.2e-15``, and plain ``0`` where nothing differs."""
-    return "0" if value == 0 else f"{value:.1e}"
+    """An error with two digits: ``2.2e-15``."""
+    return f"{value:.2g}"
 
 
 def plain(value: float) -> str:
@@ -41,7 +41,7 @@ def plain(value: float) -> str:
     return f"{value:.5g}" if math.isfinite(value) else str(value)
 
 
-def ranges(numbers: Sequence[int], most: int = 24) -> str:
+def ranges(numbers: Sequence[int], most: int = 16) -> str:
     """Sorted numbers with runs drawn together and the tail left out: ``0-3, 7, ... (29 in all)``."""
     runs: list[list[int]] = []
     for number in numbers:

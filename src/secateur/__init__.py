@@ -1,0 +1,67 @@
+"""Secateur makes trained neural networks smaller and faster, and proves that what it did is right."""
+
+from importlib.metadata import version
+
+from secateur.allocate import GlobalRank, Isomorphic, Options, Slamp, Uniform
+from secateur.errors import (
+    CaptureError,
+    FileError,
+    MissingExtraError,
+    ModelError,
+    PlanError,
+    ProofError,
+    RewriteError,
+    SecateurError,
+    SelectionError,
+    UsageError,
+)
+from secateur.export import load
+from secateur.layers import Layer, Layers
+from secateur.pipeline import apply, compress
+from secateur.plan import Factorize, Plan, Prune
+from secateur.recover import reestimate_batch_norm
+from secateur.result import Result
+from secateur.rewrite import Proof
+from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
+from secateur.study import Study, study
+from secateur.target import Target
+
+__version__ = version("secateur")
+
+__all__ = [
+    "CaptureError",
+    "Factorize",
+    "FileError",
+    "GeometricMedian",
+    "GlobalRank",
+    "Index",
+    "Isomorphic",
+    "L2",
+    "Layer",
+    "Layers",
+    "MissingExtraError",
+    "ModelError",
+    "NuclearNorm",
+    "Options",
+    "Plan",
+    "PlanError",
+    "Proof",
+    "ProofError",
+    "Prune",
+    "Random",
+    "Result",
+    "RewriteError",
+    "SNP",
+    "SecateurError",
+    "SelectionError",
+    "Slamp",
+    "Study",
+    "Target",
+    "Uniform",
+    "UsageError",
+    "apply",
+    "compress",
+    "load",
+    "reestimate_batch_norm",
+    "study",
+]

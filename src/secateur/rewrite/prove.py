@@ -194,15 +194,14 @@ def perturbed_leaves(capture: Capture, flat_inputs: Sequence[Any], seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     leaves = {}
     for node in capture.graph.find_nodes(op="get_attr"):
-        tensor = capture.leaf(str(node.target))
-        if (
-            isinstance(tensor, torch.nn.Parameter)
-            and tensor.is_floating_point()
-            and tensor.numel() > 1
-            and bool((tensor == tensor.reshape(-1)[0]).all())
-        ):
+        leaf = capture.leaf(str(node.target))
+        tensor = leaf.detach()
+        if not isinstance(leaf, torch.nn.Parameter) or not tensor.is_floating_point() or tensor.numel() < 2:
+            continue
+        first = tensor.reshape(-1)[0]
+        if bool((tensor == first).all()):
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            leaves[str(node.target)] = tensor.detach().double() + 0.3 * noise * max(abs(float(tensor.reshape(-1)[0])), 0.3)
+            leaves[str(node.target)] = tensor.double() + 0.3 * noise * max(abs(float(first)), 0.3)
     calibration = _Calibrating(capture.program, leaves, generator)
     calibration.outputs(flat_inputs)
     return calibration.leaves

@@ -48,7 +48,7 @@ def cut_unbind(y: Tensor) -> tuple[Tensor, ...]:
 
 
 def cut_index(y: Tensor) -> tuple[Tensor, ...]:
-    y = y.reshape(y.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4).contiguous()
+    y = y.reshape(y.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4).contiguous().unsqueeze(3).squeeze(3)
     return y[0], y[1], y[-1]
 
 
@@ -145,6 +145,7 @@ class Assign(nn.Module):
         y[:, 1:] = x[:, :-1]
         y[0, 0, 1] = 3.0
         y.view(x.shape[0], -1, 2, 3)[..., 1].mul_(2.0)
+        y.permute(2, 0, 1)[3:5].sub_(0.25)
         y.unbind(1)[1].fill_(0.5)
         y.split([2, 4], dim=-1)[1].add_(1.0)
         y[:] = y + 1
@@ -337,10 +338,11 @@ def test_given_capture_is_not_changed(name: str, way: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_every_node_tells_its_module_and_fact(name: str) -> None:
     normal = normalized(name)
-    told = [(dict(node.meta)["fact"], node) for node in normal.graph.nodes if node.op != "output"]
+    nodes = [node for node in normal.graph.nodes if node.op != "output"]
+    told = [(node.meta["fact"], node.meta["constant"]) for node in nodes]
     observe(normal.program, normal.flat_inputs())
-    assert [fact for fact, _ in told] == [node.meta["fact"] for _, node in told]
-    assert {node.meta["module"] for _, node in told} <= {path for path, _ in normal.model.named_modules()}
+    assert told == [(node.meta["fact"], node.meta["constant"]) for node in nodes]
+    assert {node.meta["module"] for node in nodes} <= {path for path, _ in normal.model.named_modules()}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -458,13 +460,14 @@ def test_standardised_weight_is_stored_and_scaled_weight_stays_computed(way: str
     assert "conv.weight" not in dict(normal.program.named_parameters())
 
 
-def test_wrappers_that_remain_are_inlined() -> None:
+def test_wrappers_that_remain_are_inlined_and_checks_go() -> None:
     body = fx.Graph()
     x = body.placeholder("x")
     body.output((body.call_function(aten.mul.Tensor, (x, 2)),))
     graph = fx.Graph()
     x = graph.placeholder("x")
     inner = graph.get_attr("inner")
+    graph.call_function(aten._assert_tensor_metadata.default, (x, [3]))
     wrapped = graph.call_function(torch.ops.higher_order.wrap_with_set_grad_enabled, (False, inner, x))
     graph.output((graph.call_function(operator.getitem, (wrapped, 0)),))
     program = fx.GraphModule({"inner": fx.GraphModule({}, body)}, graph)
@@ -474,4 +477,5 @@ def test_wrappers_that_remain_are_inlined() -> None:
         node.meta = {"module": "", "fact": Fact((3,), torch.float32)}
     normal = normalize(Capture(program, blank.model, (value,), {}, blank.in_spec, blank.out_spec, "given", {}))
     assert list(count(normal)) == [aten.mul.Tensor]
+    assert {node.meta.get("module") for node in normal.graph.nodes} == {""}
     assert_same(outputs(normal, (value,)), (value * 2,))

@@ -73,6 +73,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
         (["edits", 0, "remove"], [1, 1]),
         (["edits", 0, "remove"], [-1]),
         (["edits", 0, "remove"], [1.0]),
+        (["edits", 0, "remove"], [True]),
         (["edits", 0, "remove"], [0, 1, 2, 3]),
         (["edits", 0, "remove"], []),
         (["edits", 1, "group"], "a"),
@@ -89,6 +90,12 @@ def test_damaged_plans_are_refused(path: list[Any], value: Any) -> None:
 def test_text_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         Plan.from_json(text)
+
+
+def test_a_field_given_twice_is_refused() -> None:
+    twice = plan().to_json().replace('"fingerprint":', '"fingerprint": "other", "fingerprint":', 1)
+    with pytest.raises(PlanError, match="twice"):
+        Plan.from_json(twice)
 
 
 def test_settings_must_be_json_values() -> None:

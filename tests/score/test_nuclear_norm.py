@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from score.by_hand import group, solved
 from secateur.errors import SelectionError
 from secateur.score import Combine, Evidence, NuclearNorm, calibrate, gather
+from secateur.score.nuclear_norm import FeatureMaps
+from secateur.score.observer import Call
 
 PLAIN = Combine("sum", "none")
 
@@ -64,10 +66,22 @@ def test_linear_layers_on_vectors_and_on_tokens(shape: tuple[int, ...]) -> None:
 
 
 def test_a_map_of_rank_one_is_exact_too() -> None:
-    model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.Conv1d(2, 2, 1))
-    line = torch.randn(1, 1, 50)
+    model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.Conv1d(2, 2, 1)).double()
+    line = torch.randn(1, 1, 50, dtype=torch.float64)
     data = line * torch.arange(1.0, 65).view(-1, 1, 1)
-    torch.testing.assert_close(scored(model, data[:4], data), direct(model[0](data)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(scored(model, data[:4], data), direct(model[0](data)), rtol=1e-10, atol=0)
+
+
+def test_no_more_than_the_smaller_table_is_held() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 2, 1), nn.Conv1d(2, 2, 1))
+    solution, groups = solved(model, torch.randn(4, 3, 6))
+    (maps,) = NuclearNorm().observers(groups[0], solution, PLAIN)
+    assert isinstance(maps, FeatureMaps)
+    for _ in range(5):
+        maps.see(Call({}, torch.randn(4, 2, 6), 4, 4))
+    assert maps.stored == []
+    assert maps.gram is not None
+    assert maps.gram.shape == (2, 6, 6)
 
 
 def test_a_dead_channel_scores_zero() -> None:

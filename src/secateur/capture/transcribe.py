@@ -17,9 +17,6 @@ from secateur.capture.leaves import Leaves
 from secateur.capture.writes import close_graph
 from secateur.errors import CaptureError
 
-_ASSERTION = re.compile(r"aten\.(_assert|sym_constrain)|<(built-in )?function (_check|_set_grad_enabled)|profiler\.|_guards_fn$")
-"""Nodes that only check or mark something."""
-
 _FIRST_OPERAND = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5, "tag_activation_checkpoint": 1, "wrap": 1, "invoke_subgraph": 2}
 """Wrappers around a part of the graph, and how many of their arguments stand before the operands of that part."""
 
@@ -65,7 +62,7 @@ class Transcript:
                 values[node] = self._attribute(module, str(node.target))
             elif node.op == "output":
                 return map_arg(node.args[0], values.__getitem__)
-            elif not _ASSERTION.match(str(node.target)):
+            else:
                 values[node] = self._call(node, values)
         raise CaptureError("The traced graph has no output.")
 

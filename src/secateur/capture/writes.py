@@ -46,7 +46,7 @@ def detach_writes(graph: fx.Graph, origins: Iterable[fx.Node]) -> None:
 
 
 def close_graph(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], name: str) -> fx.GraphModule:
-    """Drop calls that nobody needs, and return the graph as a program that holds the tensors."""
+    """Drop calls that nobody needs (torch's assertions among them), and return the graph as a program that holds the tensors."""
     for node in reversed(graph.nodes):
         if node.op in ("call_function", "get_attr") and not node.users and not _matters_unused(node):
             graph.erase_node(node)

@@ -131,6 +131,13 @@ def test_starts_from_subspaces_and_taps_have_the_asked_rank():
     torch.testing.assert_close(recompose(tap_start(kernel, 16)), kernel)
 
 
+def test_the_start_from_taps_takes_their_largest_components():
+    kernel = normal(1, 4, 5, 2, 2)
+    values = torch.linalg.svdvals(kernel[0].flatten(2).permute(2, 0, 1)).flatten().sort(descending=True).values
+    lost = kernel - recompose(tap_start(kernel, 7))
+    torch.testing.assert_close(lost.norm(), values[7:].norm())
+
+
 @pytest.mark.parametrize("slack", [1.0, 1.01])
 def test_correction_keeps_the_error_and_shrinks_the_terms(slack):
     target = Target.of(normal(2, 6, 5, 3, 3))

@@ -139,7 +139,7 @@ def examine(name: str) -> dict[str, Any]:
 def _outcome(step: Callable[[], str]) -> str:
     try:
         return step()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is a cell of the table
         return f"{type(error).__name__}: {(str(error).strip() or 'no text').splitlines()[0][:200]}"
 
 
@@ -172,17 +172,26 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
         with torch.no_grad():
             torch.save(_tensors(result.model(*inputs[0], **inputs[1])), Path(folder) / "wanted.pt")
         torch.save(inputs, Path(folder) / "inputs.pt")
-        script = "import sys; sys.path.insert(0, sys.argv[2]); import coverage; coverage.reload(sys.argv[1])"
-        subprocess.run([sys.executable, "-c", script, folder, str(Path(__file__).parent)], check=True, capture_output=True, text=True)
+        transformed = type(model).__module__.startswith("transformers")
+        script = "import sys; sys.path.insert(0, sys.argv[2]); import coverage; coverage.reload(sys.argv[1], sys.argv[3])"
+        subprocess.run(
+            [sys.executable, "-c", script, folder, str(Path(__file__).parent), "transformers" if transformed else "torch"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         return "yes, with ONNX" if (out / "model.onnx").exists() else "yes, ONNX left out"
 
 
-def reload(folder: str) -> None:
-    """Load a saved directory, and compare its outputs with those kept beside it."""
+def reload(folder: str, package: str) -> None:
+    """Load a saved directory, and compare its outputs with those kept beside it; ``package`` knows the types of the outputs."""
+    import importlib
+
     import torch
 
     import secateur as sc
 
+    importlib.import_module(package)
     args, kwargs = torch.load(Path(folder) / "inputs.pt", weights_only=False)
     wanted = torch.load(Path(folder) / "wanted.pt")
     with torch.no_grad():
@@ -206,22 +215,23 @@ def _training_step(result: Any, model: Any, inputs: Inputs, other: Callable[[int
             found = [x for x in _tensors(small(*inputs[0], **inputs[1])) if x.is_floating_point()]
             return sum((x.double() - 1).square().mean() for x in found)
 
-        before = loss()
-        gradients = torch.autograd.grad(before, parameters, allow_unused=True)
+        start = loss()
+        before = float(start.detach())
+        gradients = torch.autograd.grad(start, parameters, allow_unused=True)
         norm = sum(float(g.double().square().sum()) for g in gradients if g is not None)
         for rate in (1e-2, 1e-4, 1e-6):
-            step = rate * float(before) / max(norm, 1e-30)
+            step = rate * before / max(norm, 1e-30)
             with torch.no_grad():
                 for p, g in zip(parameters, gradients, strict=True):
                     if g is not None:
                         p.sub_(step * g)
                 after = float(loss())
-                if after < float(before):
+                if after < before:
                     return "yes"
                 for p, g in zip(parameters, gradients, strict=True):
                     if g is not None:
                         p.add_(step * g)
-        raise AssertionError(f"the loss stays at {float(before):.4g}")
+        raise AssertionError(f"the loss stays at {before:.4g}")
     finally:
         small.eval()
 

@@ -45,7 +45,9 @@ class MissingExtraError(UsageError):
     """An optional package is needed and is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed. Install it with: pip install 'secateur[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. Install it with: pip install 'secateur[{extra}]'"
+        )
         self.package = package
         self.extra = extra
 

@@ -119,7 +119,7 @@ def _described(result: Saved, exported: Exported | None, left_out: Mapping[str, 
         "versions": {"secateur": version("secateur"), "torch": torch.__version__, "python": sys.version.split()[0]},
         "inputs": _input_facts(result),
         "open_sizes": {} if exported is None else exported.open_dims,
-        "notes": result.notes,
+        "notes": [*result.notes, *(() if exported is None else exported.notes)],
         "left_out": left_out,
     }
     return json.dumps(described, indent=1) + "\n"

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class Exported:
     """Flat inputs on which the program gave what the model gives: the example inputs, then others of other sizes."""
     open_dims: Mapping[str, tuple[int, ...]]
     """Which dimensions of which input may vary."""
-    failures: tuple[str, ...] = ()
-    """What torch said to freer sizes."""
+    notes: tuple[str, ...] = ()
+    """What torch said to freer sizes, and where the program returns something else than the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,8 @@ class _Example:
     model: nn.Module
     flat: list[Any]
     spec: pytree.TreeSpec
+    opened: dict[str, None] = field(default_factory=dict)
+    """What was said of objects that the exported program cannot return, each once."""
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> list[Any]:
         remaining = iter(tensors)
@@ -59,6 +61,17 @@ class _Example:
         args, kwargs = pytree.tree_unflatten(copied(flat), self.spec)
         with torch.no_grad():
             return flatten_outputs(function(*args, **kwargs))[0]
+
+    def open_objects(self, _model: nn.Module, _inputs: Any, outputs: Any) -> Any:
+        """A forward hook that puts the tensors of objects unknown to torch.export in their place."""
+        return pytree.tree_map(self._tensors_of, outputs)
+
+    def _tensors_of(self, leaf: Any) -> Any:
+        inside = flatten_outputs(leaf)[0]
+        if len(inside) == 1 and inside[0] is leaf:
+            return leaf
+        self.opened[f"in place of a {type(leaf).__name__}, model.pt2 returns its tensors in a tuple"] = None
+        return tuple(inside)
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exported:
@@ -79,7 +92,7 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             failures.append(f"torch.export with {what}: {first_line(error)}")
         else:
-            return Exported(program, (flat, *checked), _open_dims(program), tuple(failures))
+            return Exported(program, (flat, *checked), _open_dims(program), (*failures, *example.opened))
     raise CaptureError("; ".join(failures))
 
 
@@ -201,7 +214,11 @@ def _traced(example: _Example, tensors: Sequence[Tensor], sizes: Sizes) -> Expor
         shapes[tensor] = dict(free)
     args, kwargs = pytree.tree_unflatten(flat, example.spec)
     with quietly(), untouched(example.model, flat), plain_execution(example.model, flat):
-        return torch.export.export(example.model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        hook = example.model.register_forward_hook(example.open_objects)
+        try:
+            return torch.export.export(example.model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        finally:
+            hook.remove()
 
 
 def _checked(program: ExportedProgram, example: _Example, others: Sequence[list[Any]]) -> list[list[Any]]:

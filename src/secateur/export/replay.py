@@ -24,10 +24,23 @@ def check_belongs(plan: Plan, model: nn.Module) -> None:
 
 
 def planned_cut(directory: Directory, dense: nn.Module | ExportedProgram) -> Cut:
-    """The cut that a directory's plan asks for, in a capture of the dense model on the stored inputs."""
+    """The cut that a directory's plan asks for, in the capture of the dense model from which such a result is made."""
     args, kwargs = directory.examples()
     source = normalize(capture(dense, args, kwargs))
     check_belongs(directory.plan, source.model)
+    cut = _cut(directory, source)
+    if directory.kind == "module" or source.how == "given":
+        return cut
+    return transfer(cut, solve(walk(normalize(capture(source.model, args, kwargs, graph=True)))))
+
+
+def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram) -> fx.GraphModule:
+    """The smaller graph module that the directory's plan makes of a dense model."""
+    cut = planned_cut(directory, dense)
+    return raise_layers(rewrite_graph(cut), cut.solution.walk.capture)
+
+
+def _cut(directory: Directory, source: Capture) -> Cut:
     solution = solve(walk(source))
     groups = {group.name: group for group in build_groups(solution)}
     dead = np.zeros(solution.count, dtype=bool)
@@ -37,20 +50,3 @@ def planned_cut(directory: Directory, dense: nn.Module | ExportedProgram) -> Cut
             raise PlanError(f"The plan in {directory.path} cuts {edit.group!r} with {edit.size} channels, which this model does not have.")
         dead[group.classes[list(edit.remove)]] = True
     return Cut(solution, dead)
-
-
-def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram) -> fx.GraphModule:
-    """The smaller graph module that the directory's plan makes of a dense model."""
-    cut = planned_cut(directory, dense)
-    source = cut.solution.walk.capture
-    wide = _open(source)
-    if wide is not source:
-        cut = transfer(cut, solve(walk(wide)))
-    return raise_layers(rewrite_graph(cut), wide)
-
-
-def _open(source: Capture) -> Capture:
-    """A capture of the same model that leaves input sizes open; an exported program is taken as it is."""
-    if source.how == "given":
-        return source
-    return normalize(capture(source.model, source.args, dict(source.kwargs), graph=True))

@@ -1,0 +1,29 @@
+"""The command line: one file a command, options out of the settings classes."""
+
+from __future__ import annotations
+
+import typer
+
+from secateur.cli.apply import apply
+from secateur.cli.bench import bench
+from secateur.cli.command import register
+from secateur.cli.compress import compress
+from secateur.cli.layers import layers
+from secateur.cli.prove import prove
+from secateur.cli.prune import prune
+from secateur.cli.report import report
+
+app = typer.Typer(
+    name="secateur",
+    help="Make trained neural networks smaller by cutting channels, and prove that the cut changed nothing else.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (layers, prune, apply, compress, prove, bench, report):
+    register(app, command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

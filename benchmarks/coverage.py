@@ -175,7 +175,7 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
         transformed = type(model).__module__.startswith("transformers")
         script = "import sys; sys.path.insert(0, sys.argv[2]); import coverage; coverage.reload(sys.argv[1], sys.argv[3])"
         subprocess.run(
-            [sys.executable, "-c", script, folder, str(Path(__file__).parent), "transformers" if transformed else "torch"],
+            [sys.executable, "-c", script, folder, str(Path(__file__).parent), "transformers.modeling_outputs" if transformed else "torch"],
             check=True,
             capture_output=True,
             text=True,
@@ -287,7 +287,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             continue
         shares = " | ".join(f"{r[c]:.0%}" for c in ("prunable_parameters", "prunable_macs", "parameters", "macs"))
         steps = " | ".join(_cell(str(r[c])) for c in ("batch", "files", "step"))
-        yield f"| {r['model']} | {r['captured']} | {shares} | {r['kind']} | {r['error']:.0e} | {steps} | {r['study_s']} | {r['total_s']} | {r['peak_gib']} |"
+        cost = f"{r['study_s']} | {r['total_s']} | {r['peak_gib']}"
+        yield f"| {r['model']} | {r['captured']} | {shares} | {r['kind']} | {r['error']:.0e} | {steps} | {cost} |"
     yield ""
 
 

@@ -2,109 +2,65 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from secateur.groups.families import Family, block_families, channel_families
 from secateur.groups.fields import Labels
 from secateur.groups.group import ChannelGroup, Kind, Member
-from secateur.groups.ledger import Role
 from secateur.groups.naming import Names, module_of
+from secateur.groups.places import Places
 from secateur.groups.solve import Solution
-
-_ROLES: tuple[Role, ...] = ("carries", "reads", "writes")
-_CODES = {role: code for code, role in enumerate(_ROLES)}
 
 
 def build_groups(solution: Solution) -> list[ChannelGroup]:
     """All channel groups of a solution, single channels and blocks, prunable or not."""
     builder = _Builder(solution)
-    channels = [builder.channels(f) for f in channel_families(solution, builder.writers)]
-    blocks = [builder.blocks(f) for f in block_families(solution)]
-    ordered = sorted((g for g in [*channels, *blocks] if g.prunable or g.writers), key=lambda g: builder.first_of(g))
-    return builder.names.settled(ordered)
+    groups = [*builder.all_channels(), *(builder.blocks(f) for f in block_families(solution))]
+    listed = [g for g in groups if g.members and (g.prunable or g.writers)]
+    return builder.names.settled(sorted(listed, key=builder.first_of))
 
 
 class _Builder:
     def __init__(self, solution: Solution) -> None:
         self.solution = solution
         self.names = Names(solution)
-        self.roles = _label_roles(solution)
-        self.first = self._first_labels()
-        self.writers = self._writers()
-        self._number = {}  # type: dict[int, Labels]
+        self.places = Places(solution)
+        self.classes = solution.classes[self.places.labels]
+        self.threads = solution.threads[self.places.labels]
+        self.first = self.places.first(self.classes, solution.count)
+        self.first_of_thread = self.places.first(self.threads, solution.belongs.shape[0])
 
-    def _first_labels(self) -> Labels:
-        """For each class its first label in a weight, those that write before the others."""
-        far = self.solution.ledger.count
-        first = np.full(self.solution.count, 2 * far, dtype=np.int64)
-        for labels in self.solution.slot_labels.values():
-            flat = labels.ravel()
-            np.minimum.at(first, self.solution.classes[flat], np.where(self.roles[flat] == _CODES["writes"], flat, flat + far))
-        return first
+    def all_channels(self) -> list[ChannelGroup]:
+        """Groups of single channels, their members found together."""
+        families = channel_families(self.solution, self.places.makers(self.classes, self.solution.count))
+        family, number = (np.full(self.solution.count, -1, dtype=np.int64) for _ in range(2))
+        orders = [np.argsort(self.first[f.classes], kind="stable") for f in families]
+        for place, (each, order) in enumerate(zip(families, orders, strict=True)):
+            family[each.classes] = place
+            number[each.classes[order]] = np.arange(order.size)
+        members = self.places.members(family[self.classes], number[self.classes])
+        found = [(f, o, members.get(i, ())) for i, (f, o) in enumerate(zip(families, orders, strict=True))]
+        return [self._channels(f, o, m) for f, o, m in found if f.reason is None or any(x.role == "writes" for x in m)]
 
-    def _writers(self) -> dict[int, tuple[object, ...]]:
-        """For each class the dimensions of weights that make it (all of its places if none does), with how often."""
-        made: dict[int, list[object]] = defaultdict(list)
-        placed: dict[int, list[object]] = defaultdict(list)
-        for key, labels in self.solution.slot_labels.items():
-            flat = labels.ravel()
-            classes = self.solution.classes[flat]
-            for store, chosen in ((made, self.roles[flat] == _CODES["writes"]), (placed, slice(None))):
-                for each, count in zip(*np.unique(classes[chosen], return_counts=True), strict=True):
-                    store[int(each)].append((key, int(count)))
-        return {each: tuple(made.get(each) or where) for each, where in placed.items()}
-
-    def channels(self, family: Family) -> ChannelGroup:
-        order = np.argsort(self.first[family.classes], kind="stable")
-        classes = family.classes[order]
-        number = np.full(self.solution.count, -1, dtype=np.int64)
-        number[classes] = np.arange(classes.size)
-        members = self._members(number[self.solution.classes])
-        name = self.names.channel_name(classes.tolist(), members)
-        return self._group(name, "channels", family, order, members)
+    def _channels(self, family: Family, order: Labels, members: tuple[Member, ...]) -> ChannelGroup:
+        name = self.names.channel_name(family.classes[order].tolist(), members)
+        return _group(name, "channels", family, order, members)
 
     def blocks(self, family: Family) -> ChannelGroup:
+        """A group of whole blocks: everything inside them is a member."""
         inside = self.solution.belongs[:, family.classes].tocoo()
+        thread, block = inside.coords
         first = np.full(family.classes.size, np.iinfo(np.int64).max)
-        np.minimum.at(first, inside.coords[1], _first_of_threads(self)[inside.coords[0]])
+        np.minimum.at(first, block, self.first_of_thread[thread])
         order = np.argsort(first, kind="stable")
-        place = np.argsort(order)
         of_thread = np.full(self.solution.belongs.shape[0], -1, dtype=np.int64)
-        of_thread[inside.coords[0]] = place[inside.coords[1]]
-        members = self._members(of_thread[self.solution.threads])
-        threads = np.isin(self.solution.threads, inside.coords[0])
-        name = self.names.block_name(members, np.unique(self.solution.classes[threads]).tolist())
-        return self._group(name, "blocks", family, order, members)
-
-    def _group(self, name: str, kind: Kind, family: Family, order: Labels, members: tuple[Member, ...]) -> ChannelGroup:
-        makers = [m for m in members if m.role == "writes"] or list(members)
-        aliases = dict.fromkeys(n for m in makers for n in (module_of(m.tensor), m.tensor) if n) if kind == "channels" else {}
-        kinds = sorted({f"{m.role}:{m.dim}" for m in members})
-        return ChannelGroup(
-            name=name or "model",
-            kind=kind,
-            classes=family.classes[order],
-            cells=_renumbered(family.cells[order]),
-            take=tuple(family.take[c] for c in dict.fromkeys(family.cells[order].tolist())),
-            members=members,
-            aliases=tuple(aliases),
-            reason=family.reason,
-            signature=f"{kind} {' '.join(kinds)}",
-        )
-
-    def _members(self, channel_of_label: Labels) -> tuple[Member, ...]:
-        members = []
-        for (name, dim), labels in self.solution.slot_labels.items():
-            flat = labels.ravel()
-            channels = channel_of_label[flat]
-            positions = np.flatnonzero(channels >= 0)
-            if positions.size:
-                role = _ROLES[int(self.roles[flat[positions]].max())]
-                rows = labels.shape[0] if labels.ndim > 1 else 1
-                members.append(Member(name, dim, role, positions, channels[positions], flat.size, rows))
-        return tuple(members)
+        of_thread[thread] = np.argsort(order)[block]
+        channel = of_thread[self.threads]
+        members = self.places.members(np.where(channel >= 0, 0, -1), channel).get(0, ())
+        name = self.names.block_name(members, np.unique(self.classes[channel >= 0]).tolist())
+        return _group(name, "blocks", family, order, members)
 
     def first_of(self, group: ChannelGroup) -> int:
         """Where a group stands among the others: by its first label."""
@@ -114,25 +70,22 @@ class _Builder:
         return int(self.solution.slot_labels[member.tensor, member.dim].ravel()[member.positions].min())
 
 
-def _first_of_threads(builder: _Builder) -> Labels:
-    solution = builder.solution
-    first = np.full(solution.belongs.shape[0], 4 * solution.ledger.count, dtype=np.int64)
-    for labels in solution.slot_labels.values():
-        flat = labels.ravel()
-        np.minimum.at(first, solution.threads[flat], np.where(builder.roles[flat] == _CODES["writes"], flat, flat + solution.ledger.count))
-    return first
+def _group(name: str, kind: Kind, family: Family, order: Labels, members: Sequence[Member]) -> ChannelGroup:
+    makers = [m for m in members if m.role == "writes"] or list(members)
+    aliases = dict.fromkeys(n for m in makers for n in (module_of(m.tensor), m.tensor) if n) if kind == "channels" else {}
+    return ChannelGroup(
+        name=name or "model",
+        kind=kind,
+        classes=family.classes[order],
+        cells=_renumbered(family.cells[order]),
+        take=tuple(family.take[c] for c in dict.fromkeys(family.cells[order].tolist())),
+        members=tuple(members),
+        aliases=tuple(aliases),
+        reason=family.reason,
+        signature=f"{kind} {' '.join(sorted({f'{m.role}:{m.dim}' for m in members}))}",
+    )
 
 
 def _renumbered(cells: Labels) -> Labels:
     order = {cell: i for i, cell in enumerate(dict.fromkeys(cells.tolist()))}
     return np.array([order[c] for c in cells.tolist()], dtype=np.int64)
-
-
-def _label_roles(solution: Solution) -> Labels:
-    """The strongest role that each label plays: writes before reads before carries."""
-    roles = np.zeros(solution.ledger.count, dtype=np.int64)
-    for labels, role, _ in solution.ledger.roles:
-        if role in _CODES:
-            real = labels[labels >= 0]
-            roles[real] = np.maximum(roles[real], _CODES[role])
-    return roles

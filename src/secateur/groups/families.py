@@ -42,18 +42,18 @@ class Unevenness:
     rows: dict[Count, Labels] = field(default_factory=dict)
 
 
-def channel_families(solution: Solution, writers: dict[int, tuple[object, ...]]) -> list[Family]:
-    """Families of single channels; ``writers`` names the places that make each class."""
+def channel_families(solution: Solution, writers: Labels) -> list[Family]:
+    """Families of single channels; ``writers`` numbers the places that make each class."""
     classes = np.flatnonzero(solution.slotted & ~solution.is_block)
     uneven = _unevenness(solution, classes, [r.table for r in solution.ledger.rectangles])
     tabled: dict[int, list[int]] = defaultdict(list)
-    free: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    free: dict[tuple[bool, int], list[int]] = defaultdict(list)
     for each in classes.tolist():
         counts = uneven.of_class.get(each)
         if counts and not solution.frozen[each]:
             tabled[int(uneven.component[counts[0][0]])].append(each)
         else:
-            free[bool(solution.frozen[each]), writers.get(each, ())].append(each)
+            free[bool(solution.frozen[each]), int(writers[each])].append(each)
     families = [family for members in tabled.values() for family in _balanced(np.array(members), uneven)]
     return [*families, *(_free(np.array(members), solution) for members in free.values())]
 

@@ -25,7 +25,7 @@ def row(text: str, name: str) -> list[str]:
 
 def test_the_table_sets_dense_beside_compressed(result: Seen) -> None:
     text = printed(result)
-    assert row(text, "Parameters") == ["1.82 k", "970", "−46.6\u00a0%"]
+    assert row(text, "Parameters") == ["1.82 k", "1.18 k", "−35.0\u00a0%"]
     assert row(text, "Latency") == ["4.25 ms", "2.12 ms", "−50.0\u00a0%"]
     assert "SideWay (module): 1 of 4 layers cut" in text
 
@@ -35,7 +35,7 @@ def test_proof_fidelity_metrics_and_notes_follow(result: Seen) -> None:
     assert f"proven equal to the masked dense model: error {result.proof.error:.2g}, tolerance 1e-09, 2 trials, float64" in text
     assert "fidelity to the dense model: relative error" in text
     assert "accuracy before: 0.8125" in text
-    assert "note: rounded up to keep 8" in text
+    assert "note: rounded up to keep 10" in text
     assert "no rule for aten.fft_fft.default (node fft_fft_default)" in text
 
 

@@ -116,10 +116,11 @@ def test_what_must_stay_is_made_up_for_elsewhere() -> None:
 
 
 def test_slamp_by_hand() -> None:
-    # Shares of a: 1/30, 4/29, 9/25, 1; of b: 9/163, 9/154, 25/145, 120/120 (as squares 9, 9, 25, 120).
+    # Squares of a are 1, 4, 9, 16 and of b 25, 36, 49, 64, so shares of what is left are
+    # 1/30, 4/29, 9/25, 1 and 25/174, 36/149, 49/113, 1.
     groups = [group("a", 4), group("b", 4)]
-    values = {"a": torch.tensor([1.0, 2, 3, 4]), "b": torch.tensor([3.0, 3, 5, 120**0.5])}
-    order = [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("b", 2), ("a", 2)]
+    values = {"a": torch.tensor([1.0, 2, 3, 4]), "b": torch.tensor([5.0, 6, 7, 8])}
+    order = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
     for count in range(1, 7):
         found = allocate(groups, values, ratio=count / 8, allocator=Slamp())
         assert {(n, c) for n, cs in found.remove.items() for c in cs} == set(order[:count])

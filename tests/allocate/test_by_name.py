@@ -129,6 +129,11 @@ def test_indices_of_a_layer_are_its_outputs() -> None:
     assert by_indices({"attn.qkv": [1, 6, 8, 11]}) == {"attn.qk": (1, 2), "attn.v": (0, 3)}
 
 
+def test_outputs_that_cannot_go_are_named() -> None:
+    with pytest.raises(SelectionError, match=r"Output 8 of 'attn\.qkv' belongs to no group"):
+        by_indices({"attn.qkv": [1, 3, 8, 10]}, exclude={"attn.v"})
+
+
 def test_indices_need_no_scores_and_come_before_ratios() -> None:
     found = allocate(GROUPS, scores(), ratio=0.5, ratios={"layer1.*": 0.25}, indices={"layer1.inner": [3]})
     assert found.remove["layer1.inner"] == (3,)
@@ -181,9 +186,11 @@ def test_the_outer_axis_removes_whole_heads() -> None:
 
 
 def test_heads_that_fell_with_others_are_counted() -> None:
-    twin = group("attn.heads.2", 2, kind="blocks", members=HEADS.members)
-    found = allocate([*GROUPS, twin], {**scores(), "attn.heads.2": torch.arange(2.0)}, heads=0.5)
-    assert counts(found) == {"attn.heads": 1}
+    members = [member("w", range(8), [0, 0, 1, 1, 2, 2, 3, 3])]
+    twins = [group(name, 4, kind="blocks", members=members) for name in ("heads", "heads.2")]
+    values = {"heads": torch.arange(4.0), "heads.2": torch.arange(4.0)}
+    assert dict(allocate(twins, values, heads=0.5).remove) == {"heads": (0, 1)}
+    assert dict(allocate(twins, values, heads={"heads": 0.25, "heads.2": 0.5}).remove) == {"heads": (0,), "heads.2": (1,)}
 
 
 def test_an_allocation_becomes_edits_in_the_order_of_groups() -> None:

@@ -40,36 +40,39 @@ class Names:
 
     def channel_name(self, classes: Sequence[int], members: Sequence[Member]) -> str:
         """The name of a group of channels."""
-        writers = list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in members if m.role == "writes"))
-        makers = writers or list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in members))
-        if any(c in self._dots for c in classes[:1]):
-            return _joined(_common(makers), "qk")
-        if len(writers) > 1 and classes[0] in self._sums:
-            node = self._nodes[self._sums[classes[0]]]
-            return _joined(node.meta.get("module", ""), node.name if not node.meta.get("module") else "add")
+        makers = _makers(members)
+        for nodes, last in ((self._dots, "qk"), (self._mixed, "v")):
+            if classes[0] in nodes:
+                return _joined(self._module(nodes[classes[0]]) or _common(makers), last)
+        if len(makers) > 1 and classes[0] in self._sums:
+            node = self._sums[classes[0]]
+            return _joined(self._module(node), "add" if self._module(node) else node)
         return makers[0]
+
+    def _module(self, node: str) -> str:
+        return str(self._nodes[node].meta.get("module", ""))
 
     def block_name(self, members: Sequence[Member], inside: Sequence[int]) -> str:
         """The name of a group of blocks."""
-        writers = list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in members if m.role == "writes"))
-        makers = writers or [module_of(m.tensor) or m.tensor for m in members]
-        heads = any(c in self._dots or c in self._mixed for c in inside)
-        return _joined(_common(makers) if heads else makers[0], "heads" if heads else "groups")
+        products = next((nodes[c] for nodes in (self._dots, self._mixed) for c in inside if c in nodes), None)
+        makers = _makers(members)
+        return _joined(makers[0], "groups") if products is None else _joined(self._module(products) or _common(makers), "heads")
 
     def settled(self, groups: list[ChannelGroup]) -> list[ChannelGroup]:
-        """The groups in graph order, with names that differ: values get ``.v``, further ones a number."""
-        shared = Counter(name for g in groups for name in g.aliases)
-        named = [replace(g, name=f"{g.name}.v") if shared[g.name] > 1 and self._is_value(g) else g for g in groups]
+        """The groups in order, with names that differ: further ones of one name get a number."""
         seen: Counter[str] = Counter()
         out = []
-        for group in named:
+        for group in groups:
             seen[group.name] += 1
             number = seen[group.name]
             out.append(group if number == 1 else replace(group, name=f"{group.name}.{number}"))
         return out
 
-    def _is_value(self, group: ChannelGroup) -> bool:
-        return group.kind == "channels" and group.prunable and int(group.classes[0]) in self._mixed
+
+def _makers(members: Sequence[Member]) -> list[str]:
+    """Modules that make the channels, or where they live if none does."""
+    writers = [m for m in members if m.role == "writes"] or list(members)
+    return list(dict.fromkeys(module_of(m.tensor) or m.tensor for m in writers))
 
 
 def _joined(path: str, last: str) -> str:

@@ -19,7 +19,8 @@ def product(call: Call, operands: list[Operand], words: list[str], out: str) -> 
             call.ledger.note(operand.fields, summed, "reads")
         elif not any(o.parametric for o in operands):
             call.ledger.note(operand.fields, summed, "dot")
-            call.ledger.note(operand.fields, kept, "mixed")
+            if operand is operands[-1]:
+                call.ledger.note(operand.fields, kept, "mixed")
     return contract(call.ledger, operands, words, out)
 
 

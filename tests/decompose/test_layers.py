@@ -27,6 +27,13 @@ class PaddedConv(nn.Conv2d):
         return nn.functional.conv2d(x, self.weight, self.bias, self.stride)
 
 
+class Doubled(nn.Linear):
+    """A subclass whose result has the shape of its base class's, and other values."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class PlainSubclass(nn.Linear):
     """A subclass that computes what its base class computes."""
 
@@ -85,6 +92,7 @@ def test_a_subclass_is_trusted_once_it_has_been_seen_to_act_as_its_base():
     x = torch.randn(1, 16, 5, 5)
     assert acts_as_base(pointwise, x)
     assert not acts_as_base(spatial, x)
+    assert not acts_as_base(Doubled(5, 5), x)
     assert not acts_as_base(nn.ReLU(), x)
     assert decomposable(pointwise, trust_forward=True) == ("svd",)
     with pytest.raises(SelectionError, match="overrides forward"):

@@ -93,7 +93,17 @@ def test_the_cut_of_a_square_matrix_is_the_published_one():
 
 @pytest.mark.parametrize(
     ("rank", "full", "ratio", "expected"),
-    [(32, 64, 0.2, 38), (32, 64, -0.2, 26), (32, 64, 0, 32), (32, 64, 1, 64), (32, 64, -1, 1), (10, 64, -0.2, 1), (60, 64, 0.2, 60)],
+    [
+        (32, 64, 0.2, 38),
+        (32, 64, -0.2, 26),
+        (31, 64, 0.2, 37),
+        (35, 64, -0.2, 30),
+        (32, 64, 0, 32),
+        (32, 64, 1, 64),
+        (32, 64, -1, 1),
+        (10, 64, -0.2, 1),
+        (60, 64, 0.2, 60),
+    ],
 )
 def test_calibration_truncates_toward_zero_and_stays_in_range(rank, full, ratio, expected):
     assert calibrate_rank(rank, full, ratio) == expected
@@ -123,6 +133,8 @@ def test_energy_keeps_the_least_rank_that_holds_it():
     layer.weight.data = torch.diag(torch.tensor([1.0, 3.0, 2.0, 1.0], dtype=torch.float64))  # energies 9, 4, 1, 1 of 15
     for energy, rank in ((0.59, 1), (0.61, 2), (13.01 / 15, 3), (1.0, 4)):
         assert choose_rank(layer, SVD(), ByEnergy(energy), accept_dearer=True) == (rank,)
+    layer.weight.data.zero_()
+    assert choose_rank(layer, SVD(), ByEnergy(0.9)) == (1,)
 
 
 @pytest.mark.parametrize("of", ["params", "macs"])

@@ -16,6 +16,7 @@ OPTIONS = [
     {},
     {"stride": 2, "padding": 1},
     {"dilation": 2, "padding": "same"},
+    {"padding": "same"},
     {"padding": (2, 1), "padding_mode": "reflect"},
     {"groups": 2, "padding": 1, "padding_mode": "circular"},
 ]
@@ -52,6 +53,7 @@ def test_moments_add_up():
     torch.testing.assert_close(whole.total, parts.total)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_patch_moments_measure_the_output_exactly(options):
     layer = nn.Conv2d(4, 6, (3, 2), dtype=torch.float64, **options)

@@ -8,6 +8,7 @@ from secateur.cli.apply import apply
 from secateur.cli.bench import bench
 from secateur.cli.command import register
 from secateur.cli.compress import compress
+from secateur.cli.demo import demo
 from secateur.cli.layers import layers
 from secateur.cli.prove import prove
 from secateur.cli.prune import prune
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (layers, prune, apply, compress, prove, bench, report):
+for command in (layers, prune, apply, compress, prove, bench, report, demo):
     register(app, command)
 
 

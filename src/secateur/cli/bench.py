@@ -22,9 +22,16 @@ from secateur.export import load, read_directory
 from secateur.export.onnx import PACKAGES, write_onnx
 from secateur.export.pt2 import export_program
 from secateur.measure import Latency, Measurement, measure, onnx_latency
+from secateur.report.numbers import milliseconds, percent, short
 from secateur.study import Study
 
 Timed = Mapping[str, Latency]
+_FIGURES = (
+    ("parameters", "parameters", ""),
+    ("macs", "MACs", ""),
+    ("bytes", "size of weights", "B"),
+    ("peak_activation_bytes", "peak activation memory", "B"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,19 +92,19 @@ def _table(sizes: Mapping[str, Measurement], latency: Mapping[str, Timed]) -> Ta
     table = Table()
     for heading in ("", "dense", "compressed", "remains"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, text, unit in (("parameters", "parameters", 1e6), ("macs", "MACs", 1e6), ("bytes", "bytes of weights", 1e6)):
-        _row(table, f"{text}, millions", *(getattr(size, name) / unit for size in sizes.values()))
-    _row(table, "peak activations, MB", *(size.peak_activation_bytes / 1e6 for size in sizes.values()))
+    for field, name, unit in _FIGURES:
+        values = [getattr(size, field) for size in sizes.values()]
+        table.add_row(name, *(short(value, unit) for value in values), _remains(*values))
     for runtime, timed in latency.items():
         if timed:
-            _row(table, f"latency in {runtime}, ms", *(one.median_ms for one in timed.values()))
-            spreads = [f"{one.lower_ms:.2f} to {one.upper_ms:.2f}" for one in timed.values()]
-            table.add_row("  middle half of the calls", *spreads, "")
+            medians = [one.median_ms for one in timed.values()]
+            table.add_row(f"latency, {runtime}", *map(milliseconds, medians), _remains(*medians))
+            table.add_row("  middle half of the calls", *(f"{one.lower_ms:.3g} to {one.upper_ms:.3g} ms" for one in timed.values()), "")
     return table
 
 
-def _row(table: Table, name: str, dense: float, small: float) -> None:
-    table.add_row(name, f"{dense:,.2f}", f"{small:,.2f}", f"{small / dense:.1%}" if dense else "")
+def _remains(dense: float, small: float) -> str:
+    return percent(small / dense) if dense else ""
 
 
 def _conditions(latency: Mapping[str, Any]) -> list[Text]:

@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,10 @@ class Answer:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+Work = Callable[..., Answer | Generator[RenderableType, None, Answer]]
+"""A command: it answers at its end, and may tell how far it is before that."""
+
+
 @dataclass(frozen=True)
 class Output:
     """Output."""
@@ -42,7 +46,7 @@ class Output:
 class Command:
     """A function of settings objects as a function of options."""
 
-    function: Callable[..., Answer]
+    function: Work
 
     @cached_property
     def bundles(self) -> Mapping[str, Bundle]:
@@ -66,25 +70,34 @@ class Command:
     def run(self, values: Values) -> None:
         """Do the work, then print the answer; or print one message, and exit with 1."""
         output: Output = Settings(Output).build(values)
+        console = Console(file=sys.stdout, quiet=output.json)
         with reported(debug=output.debug):
             # Whatever the user's code and torch's exporters print must not come between the lines of an answer.
             with redirect_stdout(sys.stderr):
-                answer = self.function(**{name: bundle.build(values) for name, bundle in self.bundles.items()})
-            show(answer, machine=output.json)
+                answer = self._work(values, console)
+            if output.json:
+                print(json.dumps(answer.data, indent=1, allow_nan=False))
+            _print(answer.shown, console)
+
+    def _work(self, values: Values, console: Console) -> Answer:
+        work = self.function(**{name: bundle.build(values) for name, bundle in self.bundles.items()})
+        if isinstance(work, Answer):
+            return work
+        while True:
+            try:
+                console.print(next(work))
+            except StopIteration as end:
+                answer: Answer = end.value
+                return answer
 
 
-def register(app: typer.Typer, function: Callable[..., Answer]) -> None:
+def register(app: typer.Typer, function: Work) -> None:
     """Add a function to the app, as a command of the same name."""
     app.command(function.__name__)(Command(function).for_typer())
 
 
-def show(answer: Answer, *, machine: bool) -> None:
-    """Print an answer to standard output."""
-    if machine:
-        print(json.dumps(answer.data, indent=1, allow_nan=False))
-        return
-    console = Console()
-    for part in answer.shown:
+def _print(parts: Sequence[RenderableType], console: Console) -> None:
+    for part in parts:
         console.print(part)
 
 

@@ -71,7 +71,9 @@ class Selection:
         with working("Choosing channels"):
             plan = found.plan(criterion, allocator=allocator, options=options, scores=scores, **self._wishes())
         if not plan.edits:
-            raise SelectionError(f"Nothing would be removed: so small a part of these layers is less than one channel.{_notes(plan)}")
+            raise SelectionError(
+                "Nothing would be removed: what was asked for is less than one channel of each layer that is not left alone."
+            )
         return plan
 
     def _wishes(self) -> dict[str, Any]:
@@ -121,7 +123,3 @@ def _whole_numbers(text: str) -> list[int]:
 def _reasons(found: Study) -> str:
     reasons = dict.fromkeys(f"{layer.name}: {layer.reason}" for layer in found.layers)
     return "; ".join(list(reasons)[:5]) or "It has no channels that belong to a layer."
-
-
-def _notes(plan: Plan) -> str:
-    return "".join(f" {note}." for note in plan.settings.get("notes", ()))

@@ -1,0 +1,141 @@
+"""The whole road on a trained classifier, told as it goes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+from rich.rule import Rule
+from rich.text import Text
+from torch import Tensor, nn
+
+import secateur.cli.demo_data as material
+from secateur.allocate import GlobalRank, Options
+from secateur.cli.bundles import option
+from secateur.cli.command import Answer
+from secateur.cli.demo_recovery import shift_batch_norm
+from secateur.cli.destination import command_line
+from secateur.cli.progress import working
+from secateur.cli.results import Timing
+from secateur.pipeline import apply
+from secateur.plan import Plan
+from secateur.report import console_report, json_report
+from secateur.result import Result
+from secateur.score import GeometricMedian
+from secateur.study import Study, study
+from secateur.target import Target
+
+REMAINS = 0.8
+CROPS = 4
+CRITERION, ALLOCATOR, OPTIONS, SPARED = GeometricMedian(), GlobalRank(), Options(), ()
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Demo."""
+
+    out: Path = field(default=Path("out/demo"), metadata=option(metavar="DIRECTORY"))
+    """Where the files go; what an earlier demo left there is replaced."""
+    onnx: bool | None = field(default=None, metadata=option("--onnx/--no-onnx"))
+    """Write model.onnx; by default where the extra onnx is installed."""
+
+
+def demo(settings: Demonstration, timing: Timing) -> Generator[RenderableType, None, Answer]:
+    """Prune EfficientNet-Lite0 with its ImageNet weights to 0.8 of the MACs: list, cut, prove, recover, measure, save.
+
+    Example: secateur demo --out out/demo
+    """
+    yield Rule("1. A trained model", align="left")
+    with working("Loading the model and the images"):
+        model = material.trained_classifier()
+        pictures, labels = material.labelled_images()
+        images = material.centre(pictures)
+    yield Text(f"EfficientNet-Lite0, trained on ImageNet, and {len(labels)} labelled images: a smoke test, no benchmark.")
+    metrics = {"top-1 dense": top1(model, images, labels)}
+    found = yield from _looked_at(model, images)
+    plan = yield from _planned(found)
+    result = yield from _cut(found, plan)
+    metrics["top-1 cut"] = top1(result.model, images, labels)
+    metrics["top-1 recovered"] = yield from _recovered(result, found, pictures, labels)
+    yield from _compared(metrics, len(labels))
+    yield Rule("6. Measure and save", align="left")
+    result = replace(
+        result, metrics=metrics, latency=timing({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
+    )
+    with working("Writing the files"):
+        path = result.save(settings.out, force=True, onnx=settings.onnx, command=command_line())
+    return _ending(result, path)
+
+
+def _looked_at(model: nn.Module, images: Tensor) -> Generator[RenderableType, None, Study]:
+    yield Rule("2. What can be cut", align="left")
+    with working("Capturing the model and finding its channels"):
+        found = study(model, images[:1])
+        table = found.layers.table()
+    yield table
+    return found
+
+
+def _planned(found: Study) -> Generator[RenderableType, None, Plan]:
+    yield Rule(f"3. A plan: {REMAINS:.0%} of the multiply-adds may remain", align="left")
+    with working("Choosing channels"):
+        plan = found.plan(CRITERION, allocator=ALLOCATOR, options=OPTIONS, exclude=SPARED, target=Target(macs=REMAINS))
+    plan = replace(plan, settings={**plan.settings, "source": {"model": f"{material.__name__}:trained_classifier"}})
+    removed = sum(len(edit.remove) for edit in plan.prunes)
+    yield Text(f"{removed} of {sum(edit.size for edit in plan.prunes)} channels in {len(plan.prunes)} layers go. Nothing is changed yet.")
+    return plan
+
+
+def _cut(found: Study, plan: Plan) -> Generator[RenderableType, None, Result]:
+    yield Rule("4. Cut and prove", align="left")
+    with working("Cutting and proving"):
+        result = apply(found, plan)
+    trials = f"{len(result.proof.trials)} trials in {result.proof.dtype}"
+    yield Text(f"The smaller model equals the dense one with masked channels: error {result.proof.error:.1e}, {trials}.", style="green")
+    return result
+
+
+def _recovered(result: Result, found: Study, pictures: Sequence[Any], labels: Tensor) -> Generator[RenderableType, None, float]:
+    """Accuracy with statistics of other images than those tested; the model is left with statistics of all of them."""
+    yield Rule("5. Recover batch-norm statistics", align="left")
+    halves = [list(range(0, len(pictures), 2)), list(range(1, len(pictures), 2))]
+    cut, right = found.cut(result.plan), 0.0
+    with working("Estimating batch-norm statistics"):
+        for calibration, test in (halves, halves[::-1]):
+            half = copy.deepcopy(result.model)
+            shift_batch_norm(half, found.model, cut, _crops(pictures, calibration))
+            right += top1(half, material.centre([pictures[i] for i in test]), labels[test]) * len(test)
+        layers = shift_batch_norm(result.model, found.model, cut, _crops(pictures, range(len(pictures))))
+    yield Text(
+        f"{layers} layers, from {CROPS} random crops of each image. Tested in two halves: the statistics of ten images serve the other ten,"
+        " so that no image is tested with its own. The saved model has the statistics of all twenty."
+    )
+    return right / len(pictures)
+
+
+def _crops(pictures: Sequence[Any], chosen: Sequence[int]) -> list[Tensor]:
+    return list(material.random_crops([pictures[i] for i in chosen], CROPS, seed=0))
+
+
+def _compared(metrics: Mapping[str, float], count: int) -> Iterator[RenderableType]:
+    for name, value in metrics.items():
+        yield Text(f"  {name:<18}{value:>6.0%}  ({round(value * count)} of {count})", style="bold")
+
+
+def _ending(result: Result, path: Path) -> Answer:
+    told = json.loads(json_report(result, command=command_line()))
+    files = ", ".join(sorted(file.name for file in path.iterdir()))
+    lines = [Text(f"{path} holds {files}."), Text(f"The report: {path / 'report.html'}", style="bold")]
+    return Answer([console_report(result), *lines], told | {"directory": str(path)})
+
+
+def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images whose highest logit is that of their label."""
+    with working("Classifying the images"), torch.no_grad():
+        return float((model(images).argmax(1) == labels).float().mean())

@@ -15,7 +15,7 @@ from secateur.capture import load_model
 from secateur.errors import FileError, PlanError, UsageError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
 from secateur.export.pt2 import read_program
-from secateur.export.replay import check_belongs, planned_graph_module
+from secateur.export.replay import as_module, check_belongs, planned_graph_module
 from secateur.export.tensors import read_weights
 from secateur.rewrite.module import set_attributes
 
@@ -64,7 +64,7 @@ def _program_of(directory: Directory, trust_pickle: bool) -> ExportedProgram:
 
 def _own_class(directory: Directory, into: nn.Module | ExportedProgram) -> nn.Module:
     """A copy of the dense model with the attributes of the smaller one; tensors are shared until they are replaced."""
-    dense = into.module(check_guards=False) if isinstance(into, ExportedProgram) else into
+    dense = as_module(into)
     check_belongs(directory.plan, dense)
     tensors = chain(dense.parameters(), dense.buffers())
     model = copy.deepcopy(dense, {id(tensor): tensor for tensor in tensors})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
@@ -9,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,6 @@ class _Example:
     model: nn.Module
     flat: list[Any]
     spec: pytree.TreeSpec
-    opened: dict[str, None] = field(default_factory=dict)
-    """What was said of objects that the exported program cannot return, each once."""
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> list[Any]:
         remaining = iter(tensors)
@@ -62,16 +61,31 @@ class _Example:
         with torch.no_grad():
             return flatten_outputs(function(*args, **kwargs))[0]
 
-    def open_objects(self, _model: nn.Module, _inputs: Any, outputs: Any) -> Any:
-        """A forward hook that puts the tensors of objects unknown to torch.export in their place."""
-        return pytree.tree_map(self._tensors_of, outputs)
+    def opaque(self) -> list[str]:
+        """The kinds of objects that the model returns and torch.export cannot."""
+        args, kwargs = pytree.tree_unflatten(copied(self.flat), self.spec)
+        with untouched(self.model, self.flat), plain_execution(self.model, self.flat):
+            leaves = pytree.tree_leaves(self.model(*args, **kwargs))
+        return sorted({type(leaf).__name__ for leaf in leaves if _is_opaque(leaf)})
 
-    def _tensors_of(self, leaf: Any) -> Any:
-        inside = flatten_outputs(leaf)[0]
-        if len(inside) == 1 and inside[0] is leaf:
-            return leaf
-        self.opened[f"in place of a {type(leaf).__name__}, model.pt2 returns its tensors in a tuple"] = None
-        return tuple(inside)
+
+class _Opened(nn.Module):
+    """A model under its own names that returns, in place of objects unknown to torch.export, the tensors in them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return pytree.tree_map(lambda leaf: tuple(flatten_outputs(leaf)[0]) if _is_opaque(leaf) else leaf, model(*args, **kwargs))
+
+        forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def _is_opaque(leaf: Any) -> bool:
+    inside = flatten_outputs(leaf)[0]
+    return len(inside) != 1 or inside[0] is not leaf
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exported:
@@ -83,17 +97,20 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     example = _Example(model, flat, spec)
     run = FlatModel(model, flat, spec)
     places, witnesses = open_sizes(run, tensors_of(flat))
+    opaque = example.opaque()
+    notes = [f"model.pt2 returns the tensors of {kind} in a tuple, where the model returns the object" for kind in opaque]
+    exporting = _Opened(model) if opaque else model
     failures: list[str] = []
     for what, tensors, sizes in _attempts(run, tensors_of(flat), places):
         try:
-            program = _traced(example, tensors, sizes)
+            program = _traced(exporting, example, tensors, sizes)
             others = [_one_more(tensors_of(flat)), *witnesses]
             checked = _checked(program, example, [example.with_tensors(each) for each in others])
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             failures.append(f"torch.export with {what}: {first_line(error)}")
         else:
-            return Exported(program, (flat, *checked), _open_dims(program), (*failures, *example.opened))
-    raise CaptureError("; ".join(failures))
+            return Exported(program, (flat, *checked), _open_dims(program), (*failures, *notes))
+    raise CaptureError("; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in failures)))
 
 
 def write_program(program: ExportedProgram, path: Path) -> str | None:
@@ -207,18 +224,14 @@ def _one_more(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([tensor, tensor[:1]]) if tensor.dim() else tensor for tensor in tensors]
 
 
-def _traced(example: _Example, tensors: Sequence[Tensor], sizes: Sizes) -> ExportedProgram:
+def _traced(model: nn.Module, example: _Example, tensors: Sequence[Tensor], sizes: Sizes) -> ExportedProgram:
     flat = example.with_tensors(tensors)
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor, free in zip(tensors, sizes, strict=True):
         shapes[tensor] = dict(free)
     args, kwargs = pytree.tree_unflatten(flat, example.spec)
     with quietly(), untouched(example.model, flat), plain_execution(example.model, flat):
-        hook = example.model.register_forward_hook(example.open_objects)
-        try:
-            return torch.export.export(example.model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        finally:
-            hook.remove()
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _checked(program: ExportedProgram, example: _Example, others: Sequence[list[Any]]) -> list[list[Any]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture
 from secateur.capture.normalize import normalize
@@ -23,11 +27,24 @@ def check_belongs(plan: Plan, model: nn.Module) -> None:
     plan.check(fingerprint({name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor)}))
 
 
+def as_module(dense: nn.Module | ExportedProgram) -> nn.Module:
+    """A model that was given as a module or an exported program, as a module."""
+    return dense.module(check_guards=False) if isinstance(dense, ExportedProgram) else dense
+
+
+def examples_for(directory: Directory, dense: nn.Module | ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The stored example inputs, on the device of the dense model."""
+    tensors = dense.state_dict if isinstance(dense, ExportedProgram) else dense.state_dict()
+    device = next((tensor.device for tensor in tensors.values() if isinstance(tensor, Tensor)), torch.device("cpu"))
+    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), directory.examples())
+    return args, kwargs
+
+
 def planned_cut(directory: Directory, dense: nn.Module | ExportedProgram) -> Cut:
     """The cut that a directory's plan asks for, in the capture of the dense model from which such a result is made."""
-    args, kwargs = directory.examples()
+    check_belongs(directory.plan, as_module(dense))
+    args, kwargs = examples_for(directory, dense)
     source = normalize(capture(dense, args, kwargs))
-    check_belongs(directory.plan, source.model)
     cut = _cut(directory, source)
     if directory.kind == "module" or source.how == "given":
         return cut

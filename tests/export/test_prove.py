@@ -1,0 +1,88 @@
+"""Proof from the files alone holds for what was saved, and for nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from export.models import Branching, FusedAttention, Nested, Residual, Tied, compressed, nested_inputs
+from secateur.errors import PlanError, ProofError
+from secateur.export import prove_directory, save_directory
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "attention": FusedAttention, "tied": Tied, "nested": Nested}
+
+
+def dense(name: str) -> nn.Module:
+    """The model that the saved result was made from, with its weights."""
+    torch.manual_seed(1)
+    return BUILDERS[name]().eval()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_was_saved_is_proven(saved: dict[str, Path], name: str) -> None:
+    proof = prove_directory(saved[name], dense(name))
+    assert proof.holds
+    assert len(proof.trials) == 2
+    assert proof.notes == ()
+
+
+def test_weights_of_another_training_are_told(saved: dict[str, Path]) -> None:
+    other = dense("attention")
+    with torch.no_grad():
+        other.get_parameter("out.bias").add_(1)
+    proof = prove_directory(saved["attention"], other)
+    assert proof.holds
+    assert [note for note in proof.notes if note.endswith(": out.bias")] == list(proof.notes) != []
+
+
+def test_without_a_program_the_class_is_proven(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model, inputs = Branching().eval(), torch.rand(2, 3)
+    path = save_directory(compressed(model, inputs, prefer="module"), tmp_path / "out", onnx=False)
+    assert not (path / "model.pt2").exists()
+    assert prove_directory(path, model).holds
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, saved: dict[str, Path]) -> None:
+    path = Path(shutil.copytree(saved["attention"], tmp_path / "out"))
+    tensors = load_file(path / "model.safetensors")
+    save_file({**tensors, "qkv.bias": tensors["qkv.bias"] + 1e-3}, path / "model.safetensors")
+    with pytest.raises(ProofError, match=r"another qkv.bias"):
+        prove_directory(path, dense("attention"))
+
+
+def test_another_choice_of_channels_is_refused(tmp_path: Path, saved: dict[str, Path]) -> None:
+    path = Path(shutil.copytree(saved["residual"], tmp_path / "out"))
+    whole = json.loads((path / "plan.json").read_text())
+    edit = whole["plan"]["edits"][0]
+    edit["remove"] = edit["remove"][1:]
+    (path / "plan.json").write_text(json.dumps(whole))
+    with pytest.raises(ProofError, match="the plan leaves"):
+        prove_directory(path, dense("residual"))
+
+
+def test_another_computation_is_refused(tmp_path: Path, saved: dict[str, Path]) -> None:
+    class Louder(Nested):
+        def forward(self, *args: object, **kwargs: object) -> dict[str, object]:
+            found = super().forward(*args, **kwargs)
+            return {**found, "sums": [1.5 * found["sums"][0]]}
+
+    torch.manual_seed(1)
+    louder = compressed(Louder(), nested_inputs())
+    path = Path(shutil.copytree(saved["nested"], tmp_path / "out"))
+    save_directory(louder, tmp_path / "louder", onnx=False)
+    shutil.copy(tmp_path / "louder" / "model.pt2", path / "model.pt2")
+    with pytest.raises(ProofError, match="differs from the masked dense model"):
+        prove_directory(path, dense("nested"))
+
+
+def test_another_model_is_refused(saved: dict[str, Path]) -> None:
+    with pytest.raises(PlanError, match="another model"):
+        prove_directory(saved["residual"], nn.Sequential(nn.Conv2d(3, 4, 1)))

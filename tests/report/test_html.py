@@ -71,6 +71,13 @@ def test_every_layer_has_a_bar_or_a_reason(result: Seen, page: Page) -> None:
     assert all(reason in page.text for reason in reasons)
 
 
+def test_shares_of_parameters_and_macs_stand_beside_each_layer(result: Seen, page: Page) -> None:
+    layers = result.layers
+    assert f"{layers.prunable_parameters:.1%} of the parameters and {layers.prunable_macs:.1%} of the MACs".replace("%", " %") in page.text
+    for layer in layers:
+        assert f"{layer.parameter_share:.1%} {layer.macs_share:.1%}".replace("%", " %") in page.text
+
+
 def test_the_width_of_a_bar_is_the_share_that_stays(result: Seen) -> None:
     both = r'<rect class="removed" width="100"[^>]*>\s*<rect class="kept" width="([\d.]+)"'
     bar = re.search(rf'10 channels kept, 6 removed">\s*{both}', html_report(result))

@@ -35,7 +35,8 @@ def test_errors_shares_and_times() -> None:
     assert numbers.small(2.2204e-16) == "2.2e-16"
     assert numbers.small(0.0) == "0"
     assert numbers.percent(0.5436) == "54.4 %"
-    assert numbers.milliseconds(0.8126) == "0.81 ms"
+    assert numbers.milliseconds(0.021834) == "0.0218 ms"
+    assert numbers.milliseconds(1.5) == "1.50 ms"
     assert numbers.plain(math.nan) == "nan"
     assert numbers.plain(0.812345678) == "0.81235"
 

@@ -54,4 +54,5 @@ def ranges(numbers: Sequence[int], most: int = 16) -> str:
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+    digits = next((digits for digits, least in enumerate((99.95, 9.995, 0.9995)) if abs(value) >= least), None)
+    return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"

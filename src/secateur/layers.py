@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -52,6 +52,8 @@ class Layers:
     prunable_macs: float
     unknown: Mapping[str, str]
     """Nodes whose operator has no rule, with the operator."""
+    renormalising: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that average over channels, which in the smaller model means over the kept ones, with the operator."""
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.rows)
@@ -66,7 +68,7 @@ class Layers:
         """The table as plain values."""
         rows = [asdict(row) | {"prunable": row.prunable} for row in self.rows]
         shares = {"prunable_parameters": self.prunable_parameters, "prunable_macs": self.prunable_macs}
-        return {"layers": rows, **shares, "without_rule": dict(self.unknown)}
+        return {"layers": rows, **shares, "without_rule": dict(self.unknown), "renormalising": dict(self.renormalising)}
 
     def table(self) -> Table:
         """The table for a terminal."""

@@ -61,9 +61,8 @@ class Study:
         """The table of layers that can be cut, and of those that cannot."""
         parameters = {n: t.numel() for n, t in self.weights.items() if isinstance(t, nn.Parameter)}
         rows = tuple(Layer.of(g, parameters, self.macs.by_weight) for g in self.groups)
-        return Layers(
-            rows, self.coverage.prunable_share(parameters), self.coverage.prunable_share(self.macs.by_weight), self.coverage.unknown
-        )
+        shares = self.coverage.prunable_share(parameters), self.coverage.prunable_share(self.macs.by_weight)
+        return Layers(rows, *shares, self.coverage.unknown, self.coverage.renormalising)
 
     @cached_property
     def fingerprint(self) -> str:

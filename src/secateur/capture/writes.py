@@ -9,6 +9,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from secateur.capture.program import as_program
+
 aten = torch.ops.aten
 
 _UPDATES_STATISTICS: dict[Any, tuple[int, int, int]] = {
@@ -52,7 +54,7 @@ def close_graph(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], name: str)
             graph.erase_node(node)
     graph.lint()
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-    return fx.GraphModule({target: tensors[target] for target in tensors if target in used}, graph, name)
+    return as_program({target: tensors[target] for target in tensors if target in used}, graph, name)
 
 
 def _matters_unused(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.capture import Capture, capture, record
 from secateur.capture.normalize import normalize
+from secateur.capture.program import as_program
 from secateur.errors import ProofError, RewriteError, SecateurError
 from secateur.groups import solve, walk
 from secateur.rewrite.cut import Cut
@@ -139,4 +140,4 @@ def _copied(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
     for node in program.graph.nodes:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
         copies[node].meta = dict(node.meta)
-    return torch.fx.GraphModule(program, graph)
+    return as_program(program, graph)

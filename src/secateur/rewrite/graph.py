@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.capture.capture import Capture, Fact
+from secateur.capture.program import as_program
 from secateur.rewrite.constants import Site, adjust
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.slices import Slices
@@ -28,7 +29,7 @@ def rewrite_graph(cut: Cut) -> fx.GraphModule:
         _number(cut, node, numbers)
         if node.op == "call_function" and _changes(cut, node):
             adjust(Site(cut, root, node, copy, numbers))
-    program = fx.GraphModule(root, graph)
+    program = as_program(root, graph)
     graph.lint()
     return program
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from torch import fx
-
 from secateur.capture.capture import Capture
 from secateur.capture.facts import observe
 from secateur.capture.normalize.attention import pin_attention_scale
@@ -18,6 +16,7 @@ from secateur.capture.normalize.probes import probe_sizes
 from secateur.capture.normalize.selections import push_selections_up
 from secateur.capture.normalize.shuffles import select_shuffles
 from secateur.capture.normalize.weights import fold_weights
+from secateur.capture.program import as_program
 
 __all__ = ["normalize"]
 
@@ -28,7 +27,7 @@ def normalize(capture: Capture) -> Capture:
     In-place operators become functional, movements of data get one name each, selections from fused projections become
     slices of the projection, channel shuffles become constant permutations, the scale of attention is written down.
     """
-    program = fx.GraphModule(capture.program, copy.deepcopy(capture.program.graph))
+    program = as_program(capture.program, copy.deepcopy(capture.program.graph))
     program.meta["dynamic"] = capture.dynamic
     if inline_wrappers(program):
         observe(program, capture.flat_inputs())
@@ -43,7 +42,7 @@ def normalize(capture: Capture) -> Capture:
     pin_attention_scale(program)
     folded = fold_weights(program)
     drop_dead(program)
-    program = fx.GraphModule(program, program.graph)
+    program = as_program(program, program.graph)
     program.graph.lint()
     observe(program, capture.flat_inputs())
     tied = {**capture.tied, **{name: (name,) for name, _ in folded}}

@@ -12,6 +12,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.fx.node import map_arg
 
+from secateur.capture.capture import Fact
 from secateur.capture.normalize.aliases import Aliases
 from secateur.capture.normalize.edit import aten, emit, fact, infer, is_call, mutates, operands, overload, shape, sizes, static
 
@@ -186,7 +187,9 @@ def _again(node: fx.Node, old: fx.Node, new: fx.Node, before: fx.Node) -> fx.Nod
 
 def _like(view: fx.Node, node: fx.Node, after: fx.Node) -> fx.Node:
     """A written value in the dtype of the memory that it is written to."""
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+    dtypes = {known.dtype for source in node.all_input_nodes if isinstance(known := source.meta["fact"], Fact)}
+    promotes = len(dtypes) > 1 or not fact(view).dtype.is_floating_point
+    if promotes and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         infer(node)
     if fact(node).dtype == fact(view).dtype:
         return node

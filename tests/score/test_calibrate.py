@@ -191,7 +191,7 @@ def test_tokens_in_front_of_samples_do_not_matter() -> None:
             return self.b(self.a(x.transpose(0, 1))).transpose(0, 1)
 
     torch.manual_seed(0)
-    turned, data = TokensFirst(), torch.randn(7, 5, 3)
+    turned, data = TokensFirst(), torch.randn(7, 6, 3)
     plain = nn.Sequential(turned.a, turned.b)
     found = []
     for model in (turned, plain):

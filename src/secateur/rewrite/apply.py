@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,9 @@ from secateur.groups import solve, walk
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import rewrite_graph
 from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, shrink_module, tied_names
-from secateur.rewrite.prove import TOLERANCE, Proof, first_difference, prove, random_like
+from secateur.rewrite.nodes import first_difference
+from secateur.rewrite.perturb import random_like
+from secateur.rewrite.prove import TOLERANCE, Proof, prove
 from secateur.rewrite.raising import raise_layers
 from secateur.rewrite.transfer import transfer
 
@@ -81,12 +84,18 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
                 tolerance=tolerance,
                 seed=seed,
                 rename=tied_names(source),
+                named=partial(_normal_form, small),
             )
         except SecateurError as error:
             failure = failure or error
         else:
             return Rewritten(model, "module", proof, small, attributes)
     raise failure or RewriteError("no attempt was made")
+
+
+def _normal_form(small: Capture) -> torch.fx.GraphModule:
+    """The smaller program in the form in which the dense one was analysed."""
+    return normalize(small).program
 
 
 def _same_calls(source: Capture) -> bool:

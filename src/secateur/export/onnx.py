@@ -49,10 +49,15 @@ def write_onnx(exported: Exported, path: Path, *, seed: int = 0) -> str | None:
             raise FileError(f"Cannot write {path.name}: {error}.") from error
         except Exception as error:  # noqa: BLE001 - the exporter fails in many ways; its reason is handed on
             path.unlink(missing_ok=True)
-            reasons.append(f"{what}: {first_line(error)}")
+            reasons.append(f"{what}: {first_line(_origin(error))}")
         else:
             return None
     return "; ".join(reasons)
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What an error was raised from in the end: the exporter wraps errors in pages of advice."""
+    return error if error.__cause__ is None else _origin(error.__cause__)
 
 
 @dataclass(frozen=True, eq=False)

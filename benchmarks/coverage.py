@@ -174,12 +174,11 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
         torch.save(inputs, Path(folder) / "inputs.pt")
         transformed = type(model).__module__.startswith("transformers")
         script = "import sys; sys.path.insert(0, sys.argv[2]); import coverage; coverage.reload(sys.argv[1], sys.argv[3])"
-        subprocess.run(
-            [sys.executable, "-c", script, folder, str(Path(__file__).parent), "transformers.modeling_outputs" if transformed else "torch"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        package = "transformers.modeling_outputs" if transformed else "torch"
+        command = [sys.executable, "-c", script, folder, str(Path(__file__).parent), package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise AssertionError((done.stderr.strip().splitlines() or ["loading failed"])[-1])
         return "yes, with ONNX" if (out / "model.onnx").exists() else "yes, ONNX left out"
 
 

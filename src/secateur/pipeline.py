@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.allocate import Allocator, Leave, Options
 from secateur.errors import RewriteError, SecateurError
@@ -19,6 +20,7 @@ from secateur.rewrite import TOLERANCE, rewrite
 from secateur.rewrite.apply import Prefer
 from secateur.rewrite.restrict import restrict
 from secateur.score import L2, Scorer
+from secateur.score.batches import Data, calibration_inputs
 from secateur.study import Study, study
 from secateur.target import Target
 
@@ -110,7 +112,7 @@ def compress(
     heads: float | Mapping[str, float] | None = None,
     exclude: Sequence[Leave] = (),
     options: Options | None = None,
-    data: Iterable[Any] | None = None,
+    data: Data | None = None,
     prefer: Prefer = "auto",
     latency: bool = True,
     seed: int = 0,
@@ -119,8 +121,8 @@ def compress(
 
     Args:
         target: what may remain of MACs or parameters; half of the MACs if neither it nor a ratio is given.
-        data: calibration batches (inputs alone). With them batch-norm statistics are estimated anew, and criteria that
-            look at activations can be used.
+        data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
+            batch-norm statistics are estimated anew, and criteria that look at activations can be used.
 
     Example:
         >>> import torch, secateur as sc
@@ -129,14 +131,14 @@ def compress(
         True
     """
     target = target if target or ratio is not None else Target(macs=0.5)
-    batches = None if data is None else list(data)
+    held = data if data is None or isinstance(data, Tensor | str | Path) else list(data)
     found = study(model, inputs)
     plan = found.plan(
-        criterion or L2(), ratio=ratio, target=target, allocator=allocator, heads=heads, exclude=exclude, options=options, data=batches
+        criterion or L2(), ratio=ratio, target=target, allocator=allocator, heads=heads, exclude=exclude, options=options, data=held
     )
     result = apply(found, plan, prefer=prefer, seed=seed)
-    if batches:
-        reestimate_batch_norm(result.model, batches)
+    if held is not None:
+        reestimate_batch_norm(result.model, calibration_inputs(found.capture, held))
     if latency:
         timed = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
         result = replace(result, latency=timed, notes=(*result.notes, *_slower(timed)))

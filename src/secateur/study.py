@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded
+from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, settled
 from secateur.capture import Capture, capture, normalise_inputs
 from secateur.capture.normalize import normalize
 from secateur.errors import PlanError, SelectionError
@@ -80,9 +80,7 @@ class Study:
         criterion, options = criterion or L2(), options or Options()
         combine = Combine(policy=options.policy, layer_norm=options.layer_norm)
         observed = None
-        if needs_data(criterion):
-            if data is None:
-                raise SelectionError(f"{type(criterion).__name__} looks at activations: give calibration batches as data=...")
+        if data is not None and needs_data(criterion):
             observed = calibrate(self.solution, self.groups, [criterion], data, combine=combine, samples=samples)
         evidence = gather(self.solution, combine=combine, observed=observed)
         return score_groups(criterion, self.groups, evidence, group_policy=options.group_policy)
@@ -120,7 +118,7 @@ class Study:
             >>> sc.study(model, torch.randn(1, 4)).plan(sc.L2(), ratio=0.5).ratios
             {'0': 0.5}
         """
-        options = options or Options()
+        options, settling = settled(allocator, options or Options()) if allocator else (options or Options(), ())
         leave = excluded(self.groups, self.model, exclude, tied=self.capture.tied)
         needed = ratio is not None or ratios or heads is not None or target is not None
         found = scores if scores is not None else self.scores(criterion, data=data, options=options, samples=samples) if needed else {}
@@ -140,7 +138,7 @@ class Study:
             return self._legal(allocation, tuple(indices or ()))
 
         allocation = reach(target, choose, self.cut_of, self.macs, ratio) if target else choose(ratio)
-        settings = _settings(criterion, allocator, options, allocation.notes, ratio, target)
+        settings = _settings(criterion, allocator, options, (*settling, *allocation.notes), ratio, target)
         return Plan(allocation.edits(self.groups), self.fingerprint, settings)
 
     def cut_of(self, remove: Mapping[str, Iterable[int]]) -> Cut:

@@ -60,6 +60,34 @@ def batches(data: Data, capture: Capture, *, samples: int | None) -> Iterator[Ba
         yield _filled(example, waiting, size, left)
 
 
+def calibration_inputs(
+    capture: Capture, data: Data, *, samples: int | None = 256, together: int = 32
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Hand the same samples out as ``(args, kwargs)`` of the model, at least ``together`` of them at a time where there are so many.
+
+    Statistics of a batch want more samples than the example inputs that a graph was captured with.
+    """
+    waiting: list[Batch] = []
+    for batch in batches(data, capture, samples=samples):
+        waiting.append(batch)
+        if sum(b.size for b in waiting) >= together:
+            yield _joined_inputs(capture, waiting)
+            waiting = []
+    if waiting:
+        yield _joined_inputs(capture, waiting)
+
+
+def _joined_inputs(capture: Capture, parts: Sequence[Batch]) -> tuple[Any, dict[str, Any]]:
+    leaves = [torch.cat(x) if _moves(x, parts) else x[0] for x in zip(*(p.leaves for p in parts), strict=True)]
+    args, kwargs = pytree.tree_unflatten(leaves, capture.in_spec)
+    return args, kwargs
+
+
+def _moves(values: Sequence[Any], parts: Sequence[Batch]) -> bool:
+    """Whether an input has a sample in each place of its first dimension."""
+    return all(isinstance(v, Tensor) and v.ndim > 0 and len(v) == p.size for v, p in zip(values, parts, strict=True))
+
+
 def _filled(example: Sequence[Any], waiting: Sequence[Tensor], size: int, left: int | None) -> Batch:
     """The last batch, its samples repeated until it is full."""
     count = len(waiting[0])

@@ -14,7 +14,7 @@ from secateur.allocate import Options
 from secateur.errors import ModelError, PlanError, SelectionError
 from secateur.plan import Plan, Prune
 from secateur.rewrite import offenders
-from secateur.score import L2, SNP, Random
+from secateur.score import L2, NuclearNorm, Random
 from secateur.study import Study, study
 
 BY_NAME = {case.name: case for case in CASES}
@@ -106,7 +106,7 @@ def test_every_head_keeps_equally_many_with_indices_of_its_own() -> None:
         ({"indices": {"conv1": list(range(12))}}, "conv1"),
         ({"indices": {"head.fc": [0]}}, "output"),
         ({"ratio": 0.5, "exclude": ["conv9"]}, "conv9"),
-        ({"criterion": SNP(), "ratio": 0.5}, "data"),
+        ({"criterion": NuclearNorm(), "ratio": 0.5}, "data"),
     ],
     ids=["all", "negative", "unknown", "unknown index", "out of range", "all of a layer", "whole", "unknown to leave", "no data"],
 )

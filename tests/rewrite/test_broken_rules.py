@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from cases import CASES, studied
+from networks.convolutional import Residual
 from secateur.errors import ProofError, RewriteError
 from secateur.groups.fields import Field
 from secateur.groups.rules import registry
@@ -96,6 +97,17 @@ def test_a_wrong_rule_gives_no_result(name: str, operator: str, broken: Broken, 
     with pytest.raises((ProofError, RewriteError)):
         rewrite(cut, prefer=prefer)
     assert called
+
+
+def test_norms_that_were_never_trained_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = Residual().eval(), BY_NAME["residual"].inputs()
+    found = study(model, inputs)
+    assert rewrite(found.cut(half(found)), prefer="module").proof.error <= 1e-9
+    original = registry._RULES["aten.batch_norm"]
+    monkeypatch.setitem(registry._RULES, "aten.batch_norm", lambda call: passed(original, call))
+    found = study(model, inputs)
+    with pytest.raises((ProofError, RewriteError)):
+        rewrite(found.cut(half(found)), prefer="module")
 
 
 def swap_rows(root: nn.Module, name: str) -> None:

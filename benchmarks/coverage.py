@@ -250,7 +250,8 @@ def run(name: str, seconds: float, memory_gib: float) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if lines:
         return json.loads(lines[-1])
-    return {"model": name, "failure": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]}
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return {"model": name, "failure": (lines or [f"exit code {done.returncode}"])[-1][:300]}
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:
@@ -326,12 +327,8 @@ def main() -> None:
             done[row["model"]] = row
             with options.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(
-                "ok  " if passes(row) else "FAIL",
-                row["model"],
-                row.get("failure", {k: row[k] for k in ("kind", "error", "batch", "files", "step")}),
-                flush=True,
-            )
+            said = row["failure"] if "failure" in row else {k: row[k] for k in ("kind", "error", "batch", "files", "step")}
+            print("ok  " if passes(row) else "FAIL", row["model"], said, flush=True)
     if options.write:
         rows = [done[n] for n in names if n in done] + [r for n, r in done.items() if n not in names]
         options.write.write_text("\n".join(table(rows)))

@@ -1,6 +1,6 @@
 """Secateur makes trained neural networks smaller and faster, and proves that what it did is right."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from secateur.allocate import GlobalRank, Isomorphic, Options, Slamp, Uniform
 from secateur.errors import (
@@ -26,7 +26,7 @@ from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
 from secateur.study import Study, study
 from secateur.target import Target
 
-__version__ = version("secateur")
+__version__ = _version("secateur")
 
 __all__ = [
     "CaptureError",

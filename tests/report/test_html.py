@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ import torch
 
 from report.page import Page
 from report.seen import HOSTILE, Seen
-from secateur.layers import Layers
 from secateur.plan import Factorize, Plan
 from secateur.report import html_report
 
@@ -98,13 +97,8 @@ def test_operators_without_a_rule_notes_and_uncounted_work_are_listed(result: Se
         assert f"{operator} × {calls}" in page.text
 
 
-@dataclass(frozen=True)
-class Averaging(Layers):
-    renormalising: dict[str, str] = field(default_factory=dict)
-
-
 def test_norms_over_channels_are_listed_where_the_layers_know_them(result: Seen) -> None:
-    layers = Averaging(**vars(result.layers), renormalising={"layer_norm_7": "aten.layer_norm.default"})
+    layers = replace(result.layers, renormalising={"layer_norm_7": "aten.layer_norm.default"})
     assert "layer_norm_7 aten.layer_norm.default" in Page(html_report(replace(result, layers=layers))).text
 
 

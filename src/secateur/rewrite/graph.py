@@ -23,7 +23,6 @@ def rewrite_graph(cut: Cut) -> fx.GraphModule:
     numbers: dict[fx.Node, Any] = {}
     for node in capture.graph.nodes:
         copy = graph.node_copy(node, lambda n: copies[n])
-        copy.name = node.name
         copy.meta = {k: v for k, v in node.meta.items() if k in ("module",)} | {"origin": node}
         copies[node] = copy
         _number(cut, node, numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -251,8 +252,16 @@ _LAYERS: dict[str, Callable[[dict[str, Any]], Settings | None]] = {
 
 def _call_as(program: fx.GraphModule, capture: Capture) -> None:
     """Give the graph the calling convention of the user's model: nested inputs and outputs."""
-    names = [f"arg{i}" for i in range(len(capture.args))] + list(capture.kwargs)
+    names = [*_positional_names(capture), *capture.kwargs]
     program.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, capture.in_spec, capture.out_spec)))
+
+
+def _positional_names(capture: Capture) -> list[str]:
+    """The names that the user's forward gives to the positional inputs, where it names them all."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = [p.name for p in inspect.signature(capture.model.forward).parameters.values() if p.kind in kinds]
+    count = len(capture.args)
+    return found[:count] if len(found) >= count and not set(found[:count]) & set(capture.kwargs) else [f"arg{i}" for i in range(count)]
 
 
 def _tie(program: fx.GraphModule, capture: Capture) -> None:

@@ -86,8 +86,8 @@ class Site:
         if found == wanted:
             return node
         with self.new.graph.inserting_before(self.new):
-            product = self.new.graph.call_function(operator.mul, (node, wanted))
-            return self.new.graph.call_function(operator.floordiv, (product, found))
+            product = self.new.graph.create_node("call_function", operator.mul, (node, wanted), name="resized_product")
+            return self.new.graph.create_node("call_function", operator.floordiv, (product, found), name="resized")
 
     def constant(self, value: Tensor, stem: str) -> fx.Node:
         """Register a constant tensor and return a node that reads it."""

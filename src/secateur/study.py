@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, settled
 from secateur.capture import Capture, capture, normalise_inputs
 from secateur.capture.normalize import normalize
+from secateur.capture.pause import collector_paused
 from secateur.errors import PlanError, SelectionError
 from secateur.groups import ChannelGroup, Solution, build_groups, solve, walk
 from secateur.groups.coverage import Coverage, coverage
@@ -218,6 +219,7 @@ def study(model: nn.Module | torch.export.ExportedProgram, inputs: Any = ()) -> 
         ['0']
     """
     args, kwargs = normalise_inputs(inputs)
-    captured = normalize(capture(model, args, kwargs))
-    solution = solve(walk(captured))
-    return Study(captured, solution, tuple(build_groups(solution)))
+    with collector_paused():
+        captured = normalize(capture(model, args, kwargs))
+        solution = solve(walk(captured))
+        return Study(captured, solution, tuple(build_groups(solution)))

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.capture.capture import Capture, Fact
+from secateur.capture.pause import collector_paused
 from secateur.capture.program import as_program
 from secateur.rewrite.constants import Site, adjust
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.slices import Slices
 
 
+@collector_paused()
 def rewrite_graph(cut: Cut) -> fx.GraphModule:
     """A new flat graph of ATen calls that computes with the kept positions alone."""
     capture = cut.solution.walk.capture

@@ -113,9 +113,10 @@ def test_a_config_file_with_an_unknown_option(secateur: Secateur, tmp_path: Path
 
 def test_an_existing_directory_is_left_alone(secateur: Secateur, saved: Path) -> None:
     before = contents(saved)
-    done = secateur(*PRUNE, "--ratio", 0.25, "--out", saved)
-    assert done.code == 1
-    assert "exists already" in done.err
+    for model in (CONVNET, "no.such:model"):
+        done = secateur("prune", model, *IMAGE, "--ratio", 0.25, "--out", saved)
+        assert done.code == 1
+        assert "exists already" in done.err, "found out before any work is done"
     assert contents(saved) == before
 
 

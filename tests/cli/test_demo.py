@@ -30,24 +30,37 @@ def small_classifier() -> nn.Module:
     ).eval()
 
 
+def half_dead() -> nn.Module:
+    model = small_classifier()
+    with torch.no_grad():
+        for place in (0, 3):
+            width = model[place].out_channels // 2
+            model[place].weight[:width] = model[place].bias[:width] = 0
+    return model
+
+
 def pictures() -> tuple[list[Any], torch.Tensor]:
     values = np.random.default_rng(0).integers(0, 256, (4, 300, 260, 3), dtype=np.uint8)
     return [pillow.fromarray(value) for value in values], torch.arange(4)
 
 
 def test_the_whole_story(secateur: Secateur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "trained_classifier", small_classifier)
-    monkeypatch.setattr(demo_data, "labelled_images", pictures)
+    """Half of the channels are dead, so that the plan costs nothing, and the labels are what the dense network says."""
+    monkeypatch.setattr(demo_data, "trained_classifier", half_dead)
+    images, _ = pictures()
+    with torch.no_grad():
+        labels = half_dead()(demo_data.centre(images)).argmax(1)
+    monkeypatch.setattr(demo_data, "labelled_images", lambda: (images, labels))
     out = tmp_path / "demo"
     done = secateur("demo", "--out", out, "--repeats", 1, "--no-onnx", "--json")
     assert done.code == 0, done.err
     assert done.data["remains"]["MACs"] <= 0.8
-    assert list(done.data["metrics"]) == ["top-1 dense", "top-1 cut", "top-1 recovered"]
+    assert done.data["metrics"] == {"accuracy before": 1, "accuracy after": 1, "accuracy recovered": 1}
     assert load(out, small_classifier())[0].out_channels < 16
     assert (out / "report.html").is_file()
     again = secateur("prove", out, "--recovered", "--json")
     assert again.code == 0, again.err
-    assert {name.split(".")[1] for name in again.data["recovered"]} == {"running_mean", "running_var"}
+    assert {name.split(".")[1] for name in again.data["recovered"]} <= {"running_mean", "running_var"}
 
 
 def test_statistics_stay_where_nothing_is_cut() -> None:

@@ -67,8 +67,6 @@ class ChannelGroup:
     members: tuple[Member, ...]
     aliases: tuple[str, ...] = ()
     """Names of modules and weights that also stand for this group."""
-    nodes: tuple[str, ...] = ()
-    """Nodes of the graph that make these channels."""
     reason: str | None = None
     """Why nothing of it may go; ``None`` where it is prunable."""
     signature: str = ""

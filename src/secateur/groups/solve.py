@@ -112,10 +112,6 @@ class Solution:
         empty = self.is_block & (self.belongs.T @ living == 0)
         return np.asarray(kept & ~empty[self.classes])
 
-    def keeps(self, kept: Mask, labels: Labels) -> Mask:
-        """Look labels up in :meth:`kept`; ``NONE`` stays."""
-        return np.asarray(np.where(labels == NONE, True, kept[labels]))
-
     def _any_class(self, mask: Mask) -> Mask:
         out = np.zeros(self.count, dtype=bool)
         out[self.classes[mask]] = True

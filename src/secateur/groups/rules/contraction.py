@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import ascii_lowercase
 
-from secateur.groups.fields import Field, Fields
+from secateur.groups.fields import Fields
 from secateur.groups.meeting import Shaped, contract, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
@@ -72,9 +72,7 @@ def einsum(call: Call) -> Outcome:
     words, out = _equation(call["equation"], [len(o.shape) for o in operands])
     if any(len(set(word)) < len(word) for word in [*words, out]):
         return call.refuse("einsum takes a diagonal, which has no rule")
-    fields = product(call, operands, words, "".join(out))
-    assert all(isinstance(f, Field) for f in fields)
-    return fields
+    return product(call, operands, words, out)
 
 
 def _equation(text: str, ranks: list[int]) -> tuple[list[str], str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from secateur.groups.fields import Field, Fields, compact
+from secateur.groups.fields import Field, Fields
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 from secateur.groups.rules.slicing import taken
 
@@ -86,10 +84,3 @@ def gather(call: Call) -> Outcome:
     for operand in call.operands()[1:]:
         call.ledger.freeze_fields(operand.fields, "numbers to gather by")
     return hold(call, x, frozenset(range(len(x.shape))), "is gathered position by position")
-
-
-@rule("aten.unsqueeze_copy")
-def unsqueeze_copy(call: Call) -> Outcome:
-    """As unsqueeze."""
-    x = call["self"]
-    return tuple(Field(compact(np.expand_dims(f.labels, call["dim"] % (len(x.shape) + 1))), f.block) for f in x.fields)

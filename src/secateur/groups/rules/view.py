@@ -20,7 +20,16 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
         "aten.flatten",
         "aten.unflatten",
     ),
-    *("aten._reshape_alias", "aten.ravel", "aten.squeeze", "aten.unsqueeze", "aten.atleast_1d", "aten.atleast_2d", "aten.atleast_3d"),
+    *(
+        "aten._reshape_alias",
+        "aten.ravel",
+        "aten.squeeze",
+        "aten.unsqueeze",
+        "aten.unsqueeze_copy",
+        "aten.atleast_1d",
+        "aten.atleast_2d",
+        "aten.atleast_3d",
+    ),
 )
 def view(call: Call) -> Outcome:
     """Reshape the labels; dimensions that split get block labels, dimensions that merge out of order are united first."""

@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 import secateur.cli.demo_data as material
+from secateur.allocate import Options
 from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.demo_recovery import shift_batch_norm
@@ -34,6 +35,8 @@ REMAINS = 0.8
 CROPS = 4
 SPARED = dict.fromkeys((f"_blocks.{number}._expand_conv" for number in (1, 3, 5, 11)), 0.0)
 """Inside of the blocks that halve the resolution: in a trial on these images they bore a cut worst."""
+EVEN = Options(step_size=8)
+"""ONNX Runtime is twice as slow as before the cut where widths are no multiples of its vectors."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ def _planned(found: Study, pictures: Sequence[Any]) -> Generator[RenderableType,
     scores = found.scores(NuclearNorm(), data=material.random_crops(pictures, 1, seed=1))
     known = {name: ratio for name, ratio in SPARED.items() if any(layer.name == name for layer in found.layers)}
     with working("Choosing channels"):
-        plan = found.plan(NuclearNorm(), scores=scores, ratios=known, target=Target(macs=REMAINS))
+        plan = found.plan(NuclearNorm(), scores=scores, ratios=known, options=EVEN, target=Target(macs=REMAINS))
     plan = replace(plan, settings={**plan.settings, "source": {"model": f"{material.__name__}:trained_classifier"}})
     removed = sum(len(edit.remove) for edit in plan.prunes)
     yield Text(f"{removed} of {sum(edit.size for edit in plan.prunes)} channels in {len(plan.prunes)} layers go. Nothing is changed yet.")
-    yield Text("Scored by the nuclear norm of what they put out on one random crop of each image; labels are not used.")
+    yield Text(
+        "Scored by the nuclear norm of what they put out on one random crop of each image; labels are not used. What stays are multiples of 8."
+    )
     return plan
 
 

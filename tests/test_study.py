@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from cases import CASES, Case, studied
+from cases import CASES, PIXELS, Case, studied
+from networks.convolutional import ShuffleLayer
 from secateur.allocate import Options
 from secateur.errors import ModelError, PlanError, SelectionError
 from secateur.plan import Plan, Prune
@@ -40,6 +41,13 @@ def test_a_plan_leaves_no_tensor_empty_or_ragged(case: Case) -> None:
     found = studied(case)
     for ratio in (0.1, 0.5, 0.9):
         assert offenders(found.cut(found.plan(Random(seed=9), ratio=ratio)), found.groups) is None
+
+
+def test_groups_that_cannot_go_evenly_are_kept_and_that_is_said() -> None:
+    found = study(ShuffleLayer(groups=3).eval(), PIXELS(2))
+    plan = found.plan(ratio=0.5, heads=0.34)
+    assert offenders(found.cut(plan), found.groups) is None
+    assert not [e for e in plan.prunes if e.group == "first.0.groups"]
 
 
 @cases

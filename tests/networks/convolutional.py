@@ -195,11 +195,11 @@ class ChannelShuffle(nn.Module):
 class ShuffleLayer(nn.Module):
     """Torch's own shuffle between two grouped convolutions."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 2) -> None:
         super().__init__()
         self.stem = conv(3, 12)
-        self.first, self.second = conv(12, 12, 1, groups=2), conv(12, 12, groups=2)
-        self.shuffle = nn.ChannelShuffle(2)
+        self.first, self.second = conv(12, 12, 1, groups=groups), conv(12, 12, groups=groups)
+        self.shuffle = nn.ChannelShuffle(groups)
         self.head = Head(12)
 
     def forward(self, x: Tensor) -> Tensor:

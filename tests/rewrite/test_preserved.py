@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cases import CASES
 from secateur.errors import ProofError, SecateurError
@@ -152,13 +153,26 @@ class TiedChain(nn.Module):
         return self.last(torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))))
 
 
+class Aliased(nn.Module):
+    """One table under two names, the second of which no layer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 12)
+        self.out = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.embed(ids)), self.out)
+
+
 @pytest.mark.parametrize(
     ("build", "inputs", "names"),
     [
         (BY_NAME["language_model"].model, BY_NAME["language_model"].inputs, ("embed.weight", "head.weight")),
         (TiedChain, lambda: torch.randn(2, 6), ("second.weight", "third.weight")),
+        (Aliased, lambda: torch.randint(0, 9, (2, 4)), ("embed.weight", "out")),
     ],
-    ids=["embedding", "layers"],
+    ids=["embedding", "layers", "alias"],
 )
 @pytest.mark.parametrize("prefer", ["auto", "graph"])
 def test_tied_weights_stay_one(build: Callable[[], nn.Module], inputs: Callable[[], Any], names: tuple[str, str], prefer: Prefer) -> None:

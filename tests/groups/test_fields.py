@@ -42,7 +42,7 @@ def test_a_reshape_factors_into_runs_of_equal_size(
 
 
 def test_labels_follow_a_reshape_without_being_spread_over_other_dimensions() -> None:
-    split = reshaped(Field(arange(1, 6)), (100, 6), (100, 2, 3))
+    split = reshaped(Field(arange(1, 6)), (10**13, 6), (10**13, 2, 3))
     assert split.labels.tolist() == [[[0, 1, 2], [3, 4, 5]]]
     merged = reshaped(Field(arange(2, 1)), (2, 3), (6,))
     assert merged.labels.tolist() == [0, 0, 0, 1, 1, 1]

@@ -76,7 +76,7 @@ class Study:
     ) -> Mapping[str, Tensor]:
         """Scores of every prunable group, by name; higher means keep.
 
-        Raises :class:`SelectionError` if the criterion looks at activations and no data is given.
+        Raises :class:`SelectionError` if the criterion needs the activations of some group and no data is given.
         """
         criterion, options = criterion or L2(), options or Options()
         combine = Combine(policy=options.policy, layer_norm=options.layer_norm)

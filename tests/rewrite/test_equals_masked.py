@@ -18,8 +18,6 @@ from secateur.rewrite.apply import Prefer
 from secateur.score import L2, Random, Scorer
 
 CHOICES: dict[str, tuple[Scorer, float]] = {"norm": (L2(), 0.25), "random": (Random(seed=1), 0.5), "other random": (Random(seed=2), 0.25)}
-BY_HEAD = ("table", "before.weight", "after.weight", "after.bias")
-"""Weights with one position for each head, which goes with the head."""
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 outcomes = pytest.mark.parametrize("prefer", ["auto", "graph"])
 choices = pytest.mark.parametrize("choice", CHOICES)
@@ -83,7 +81,7 @@ def test_shapes_are_as_planned(case: Case, prefer: Prefer) -> None:
     lost = _lost_positions(case, removed)
     shapes = {n: t.shape for n, t in result.model.state_dict().items()}
     for name, dense in study.weights.items():
-        if name in shapes and name not in study.solution.ledger.grouped and not name.endswith(BY_HEAD):
+        if name in shapes and name not in study.solution.ledger.grouped:
             expected = tuple(size - len(lost.get((name, dim), ())) for dim, size in enumerate(dense.shape))
             assert shapes[name] == expected, name
 

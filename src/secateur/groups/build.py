@@ -49,7 +49,7 @@ class _Builder:
         return _group(name, "channels", family, order, members)
 
     def blocks(self, family: Family) -> ChannelGroup:
-        """A group of whole blocks: everything inside them is a member."""
+        """A group of whole blocks: everything inside them is a member, and what has one position for each of them."""
         inside = self.solution.belongs[:, family.classes].tocoo()
         thread, block = inside.coords
         first = np.full(family.classes.size, np.iinfo(np.int64).max)
@@ -57,7 +57,9 @@ class _Builder:
         order = np.argsort(first, kind="stable")
         of_thread = np.full(self.solution.belongs.shape[0], -1, dtype=np.int64)
         of_thread[thread] = np.argsort(order)[block]
-        channel = of_thread[self.threads]
+        of_class = np.full(self.solution.count, -1, dtype=np.int64)
+        of_class[family.classes[order]] = np.arange(order.size)
+        channel = np.maximum(of_thread[self.threads], of_class[self.classes])
         members = self.places.members(np.where(channel >= 0, 0, -1), channel).get(0, ())
         name = self.names.block_name(members, np.unique(self.classes[channel >= 0]).tolist())
         return _group(name, "blocks", family, order, members)

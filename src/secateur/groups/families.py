@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from secateur.groups.fields import NONE, Labels
+from secateur.groups.ledger import Rectangle
 from secateur.groups.solve import Mask, Solution
 
 UNBALANCED = "its rows hold channels of unequal structure, so no equal number can go from each"
@@ -45,7 +46,7 @@ class Unevenness:
 def channel_families(solution: Solution, writers: Labels) -> list[Family]:
     """Families of single channels; ``writers`` numbers the places that make each class."""
     classes = np.flatnonzero(solution.slotted & ~solution.is_block)
-    uneven = _unevenness(solution, classes, [r.table for r in solution.ledger.rectangles])
+    uneven = _unevenness(solution, classes, solution.ledger.rectangles)
     tabled: dict[int, list[int]] = defaultdict(list)
     free: dict[tuple[bool, int], list[int]] = defaultdict(list)
     for each in classes.tolist():
@@ -62,7 +63,7 @@ def block_families(solution: Solution) -> list[Family]:
     """Families of whole blocks: those that are rows of one table."""
     seen: set[bytes] = set()
     wanted = solution.prunable_blocks
-    tables = [r.table for r in solution.ledger.rectangles if solution.is_block[solution.classes[r.table.ravel()[0]]]]
+    tables = [r for r in solution.ledger.rectangles if solution.is_block[solution.classes[r.table.ravel()[0]]]]
     uneven = _unevenness(solution, np.flatnonzero(wanted), tables)
     families: list[Family] = []
     for classes in _rows_of_tables(solution, wanted):
@@ -90,7 +91,7 @@ def _free(classes: Labels, solution: Solution) -> Family:
     return Family(classes, np.zeros(classes.size, dtype=np.int64), (1,), None if reason is None else str(reason))
 
 
-def _unevenness(solution: Solution, classes: Labels, tables: Sequence[Labels]) -> Unevenness:
+def _unevenness(solution: Solution, classes: Labels, tables: Sequence[Rectangle]) -> Unevenness:
     wanted = np.zeros(solution.count, dtype=bool)
     wanted[classes] = True
     wanted &= ~solution.frozen
@@ -106,11 +107,15 @@ def _unevenness(solution: Solution, classes: Labels, tables: Sequence[Labels]) -
     return Unevenness({k: tuple(v) for k, v in found.items()}, _connected(len(tables), links), rows)
 
 
-def _uneven_classes(solution: Solution, table: Labels, wanted: Mask) -> Iterator[tuple[int, Labels]]:
+def _uneven_classes(solution: Solution, rectangle: Rectangle, wanted: Mask) -> Iterator[tuple[int, Labels]]:
+    """Classes that stand in some rows more often than in others; rows that die with a class do not count for it."""
+    table = rectangle.table
     if table.shape[0] < 2:
         return
     classes = np.where(table == NONE, 0, solution.classes[table])
     hit = (table != NONE) & wanted[classes]
+    if rectangle.heads is not None:
+        hit &= classes != solution.classes[rectangle.heads][:, None]
     local, inverse = np.unique(classes[hit], return_inverse=True)
     cells = inverse * table.shape[0] + np.nonzero(hit)[0]
     counts = np.bincount(cells, minlength=local.size * table.shape[0]).reshape(local.size, table.shape[0])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, settled
-from secateur.capture import Capture, capture, normalise_inputs
+from secateur.capture import Capture, capture, normalise_inputs, training_branches
 from secateur.capture.normalize import normalize
 from secateur.capture.pause import collector_paused
 from secateur.errors import PlanError, SelectionError
@@ -221,5 +221,6 @@ def study(model: nn.Module | torch.export.ExportedProgram, inputs: Any = ()) -> 
     args, kwargs = normalise_inputs(inputs)
     with collector_paused():
         captured = normalize(capture(model, args, kwargs))
-        solution = solve(walk(captured))
+        aside = training_branches(captured)
+        solution = solve(walk(captured, branches=None if aside is None else normalize(aside)))
         return Study(captured, solution, tuple(build_groups(solution)))

@@ -82,3 +82,12 @@ def test_embeddings_write_columns_and_hold_rows() -> None:
     assert (met["a0"], met["a1"]) == (whole(3), own("a1", 4))
     assert met["b0"] == met["a1"]
     assert met.why("a0") == "rows that are looked up by number"
+
+
+def test_experts_share_their_channels_and_all_stay() -> None:
+    ends = torch.tensor([2, 5, 6], dtype=torch.int32)
+    met = found(lambda a, b: torch._grouped_mm(a, b, offs=ends), (6, 8), (3, 8, 16))
+    assert met["a1"] == met["b1"] == own("a1", 8)
+    assert met["b2"] == own("b2", 16)
+    assert met["b0"] == whole(3)
+    assert "experts" in met.why("b0")

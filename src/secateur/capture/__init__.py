@@ -1,5 +1,6 @@
 """Capture: a model as one flat graph of ATen calls, with what one run of it told."""
 
+from secateur.capture.branches import training_branches
 from secateur.capture.capture import Capture, Fact, How
 from secateur.capture.export import export
 from secateur.capture.facts import CONSTANT_PREFIX, observe
@@ -21,4 +22,5 @@ __all__ = [
     "observe",
     "parse_input",
     "record",
+    "training_branches",
 ]

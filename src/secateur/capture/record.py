@@ -24,8 +24,10 @@ from secateur.capture.verify import close_capture
 from secateur.errors import CaptureError
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Capture:
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, branches: bool = False) -> Capture:
     """Capture one real forward of the model in eval mode, call by call.
+
+    With ``branches`` the model's own classes are in training mode, and only torch's layers in eval mode.
 
     Whatever Python decides on the way (branches, loops, ``.item()``) is decided as for these inputs.
     """
@@ -34,7 +36,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
         return retrace(model, args, kwargs)
     flat, in_spec = flatten_inputs(args, kwargs)
     leaves = Leaves.of(model)
-    with untouched(model, flat) as keepsakes, module_path(model) as path, plain_execution(model, flat):
+    with untouched(model, flat, branches=branches) as keepsakes, module_path(model) as path, plain_execution(model, flat):
         tape = Tape(leaves, path, keepsakes)
         copies = copied(flat)
         for name, leaf in zip(input_names(args, kwargs), copies, strict=True):

@@ -41,8 +41,10 @@ def _version(tensor: Tensor) -> int | None:
 
 
 @contextmanager
-def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
+def untouched(model: nn.Module, flat_inputs: list[Any], *, branches: bool = False) -> Iterator[Keepsakes]:
     """Put the model in eval mode for a while; afterwards it and the random states are as before.
+
+    With ``branches`` modules that are no layers of torch are in training mode, so that they run what they run in training alone.
 
     Restored are attributes, parameters, buffers with their contents, train/eval flags, hooks and ``requires_grad``
     of every module. Whoever sees that another tensor is about to be written hands it to ``Keepsakes.keep``.
@@ -55,6 +57,8 @@ def untouched(model: nn.Module, flat_inputs: list[Any]) -> Iterator[Keepsakes]:
     try:
         with _same_random_state(model, flat_inputs), _attention_in_the_open():
             _evaluate(model)
+            if branches:
+                _train_own_classes(model)
             yield keepsakes
     finally:
         for module, before in attributes:
@@ -77,6 +81,12 @@ def _state(model: nn.Module) -> Iterator[Tensor]:
 def _evaluate(model: nn.Module) -> None:
     with suppress(NotImplementedError):  # modules made by torch.export have no modes
         model.eval()
+
+
+def _train_own_classes(model: nn.Module) -> None:
+    for module in model.modules():
+        if not type(module).__module__.startswith("torch.nn."):
+            module.training = True
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:

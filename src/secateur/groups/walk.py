@@ -34,14 +34,35 @@ class Walk:
         return fields
 
 
-def walk(capture: Capture) -> Walk:
-    """Give every weight labels and let the rules carry them through the graph."""
+def walk(capture: Capture, *, branches: Capture | None = None) -> Walk:
+    """Give every weight labels and let the rules carry them through the graph.
+
+    ``branches`` is the same model as it runs in training: what it reads beyond the graph stays whole, with all that meets it there.
+    """
     state = Walk(capture)
     with torch.no_grad():
-        for node in capture.graph.nodes:
-            state.ledger.place = Reason("", node.name, node.meta.get("module", ""))
-            _visit(state, node)
+        _visit_all(state, capture)
+        if branches is not None:
+            _hold_branches(state, branches)
     return state
+
+
+def _visit_all(state: Walk, capture: Capture) -> None:
+    for node in capture.graph.nodes:
+        state.ledger.place = Reason("", node.name, node.meta.get("module", ""))
+        _visit(state, node)
+
+
+def _hold_branches(state: Walk, branches: Capture) -> None:
+    """Add the relations between labels that a run in training finds; what nodes did is told of the graph alone."""
+    ledger, known = state.ledger, set(state.slots)
+    roles, unknown, renormalising = list(ledger.roles), dict(ledger.unknown), dict(ledger.renormalising)
+    _visit_all(state, branches)
+    ledger.roles, ledger.unknown, ledger.renormalising = roles, unknown, renormalising
+    for (name, dim), labels in state.slots.items():
+        if (name, dim) not in known:
+            ledger.place = Reason("", name, name.rpartition(".")[0])
+            ledger.freeze(labels, "is read in training mode alone")
 
 
 def _visit(state: Walk, node: fx.Node) -> None:

@@ -55,7 +55,7 @@ def largest(x: Tensor) -> float:
     """The largest absolute value that is not infinite; NaN stays NaN."""
     if not x.numel():
         return 0.0
-    values = x.abs().double() if not x.is_complex() else x.abs()
+    values = x.abs() if x.is_complex() else x.double().abs()
     finite = torch.where(torch.isinf(values), 0.0, values) if values.numel() else values
     return float(finite.max())
 

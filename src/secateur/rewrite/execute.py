@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from secateur.rewrite.doubles import IN_DOUBLE
+
 _WIDER = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
@@ -55,4 +57,6 @@ class Double(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call with every dtype argument widened."""
-        return super().call_function(target, fx.node.map_aggregate(args, widened), fx.node.map_aggregate(kwargs, widened))
+        return super().call_function(
+            IN_DOUBLE.get(target, target), fx.node.map_aggregate(args, widened), fx.node.map_aggregate(kwargs, widened)
+        )

@@ -45,9 +45,14 @@ def test_a_plan_leaves_no_tensor_empty_or_ragged(case: Case) -> None:
 
 def test_groups_that_cannot_go_evenly_are_kept_and_that_is_said() -> None:
     found = study(ShuffleLayer(groups=3).eval(), PIXELS(2))
-    plan = found.plan(ratio=0.5, heads=0.34)
-    assert offenders(found.cut(plan), found.groups) is None
-    assert not [e for e in plan.prunes if e.group == "first.0.groups"]
+    blocks = [g for g in found.groups if g.kind == "blocks"]
+    assert blocks
+    assert all("equal numbers must go from each of its rows" in str(g.reason) for g in blocks)
+    plan = found.plan(ratio=0.5)
+    assert plan.ratios == {"stem.0": 0.5, "second.0": 0.5}
+    assert plan.settings["notes"] == []
+    with pytest.raises(SelectionError, match="no heads or groups of this model can be removed whole"):
+        found.plan(ratio=0.5, heads=0.34)
 
 
 @cases

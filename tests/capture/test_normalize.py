@@ -396,6 +396,16 @@ def test_shuffle_becomes_a_selection_with_a_stored_order(way: str) -> None:
     assert not {aten.reshape.default, aten.permute.default} & set(count(normal))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_torchs_own_shuffle_becomes_the_same_selection(way: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ChannelShuffle(2), nn.Conv2d(6, 4, 1)).eval()
+    normal = normalize(WAYS[way](model, (torch.randn(2, 3, 5, 5),)))
+    selection = next(node for node in normal.graph.nodes if node.target is aten.index_select.default)
+    assert selection.args[1] == 1
+    assert normal.leaf(selection.args[2].target).tolist() == [0, 3, 1, 4, 2, 5]
+    assert count(normal) == {aten.conv2d.default: 2, aten.index_select.default: 1}
+
+
 def test_windows_are_no_shuffle() -> None:
     assert aten.index_select.default not in count(normalized("windows"))
 

@@ -63,3 +63,42 @@ def test_a_weight_with_one_position_for_each_head_is_a_member_of_the_heads() -> 
     assert places(after)["mix", 0] == [0, 1, 2, 3]
     assert "slope" not in {m.tensor for m in after.members}
     assert all(d.reason is None for d in found.coverage.dimensions if d.tensor == "mix" or (d.tensor, d.dim) == ("slope", 0))
+
+
+class Dealt(nn.Module):
+    """Grouped convolutions on both sides of a shuffle that deals channels out unevenly: 12 of 3 groups to 3 others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv1d(3, 12, 1, groups=3), nn.Conv1d(12, 12, 1, groups=3), nn.Conv1d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(F.channel_shuffle(self.first(x), 3)))
+
+
+def test_groups_that_only_all_together_could_go_say_so() -> None:
+    found = study(Dealt(), torch.randn(2, 3, 5))
+    stays = {g.name: str(g.reason) for g in found.groups if not g.prunable}
+    assert set(stays) == {"first", "first.groups", "last"}
+    assert "equal numbers must go from each of its rows" in stays["first"]
+    assert "equal numbers must go from each of its rows" in stays["first.groups"]
+    plan = found.plan(ratio=0.5)
+    assert (plan.ratios, plan.settings["notes"]) == ({"second": 0.5}, [])
+
+
+def test_channels_that_all_go_together_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.PixelShuffle(2), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
+    found = study(model, torch.randn(2, 2, 3, 3))
+    assert [(g.name, g.size, g.prunable) for g in found.groups] == [("0", 1, False), ("2", 4, True), ("3", 2, False)]
+    assert "go together" in str(found.groups[0].reason)
+
+
+def test_one_channel_for_each_group_of_a_convolution_goes_with_the_group() -> None:
+    found = study(nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 4, 1, groups=4), nn.Conv1d(4, 2, 1)), torch.randn(2, 2, 5))
+    assert [(g.name, g.kind, g.prunable) for g in found.groups] == [
+        ("0", "channels", True),
+        ("0.groups", "blocks", True),
+        ("1", "channels", False),
+        ("2", "channels", False),
+    ]
+    assert {d.prunable for d in found.coverage.dimensions if (d.tensor, d.dim) == ("1.weight", 0)} == {4}

@@ -11,7 +11,6 @@ COMPUTED = ("weight_norm", "spectral_norm", "standardised")
 """Weights that a layer computes from others."""
 CONVOLUTIONAL = [c for c in CASES if c.build.__module__ == "networks.convolutional" or "decoder" in c.name]
 FOLLOWED = [c for c in CONVOLUTIONAL if c.name not in COMPUTED] + [c for c in CASES if c.name == "patch_merging"]
-FOLLOWED.remove(next(c for c in CASES if c.name == "shuffle_layer"))
 
 
 def classes_found(case: Case) -> dict[frozenset[Slot], bool]:

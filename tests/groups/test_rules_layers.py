@@ -142,3 +142,11 @@ def test_softmax_within_rows_lets_rows_go_alone() -> None:
 
 def test_softmax_over_all_of_a_split_dimension_holds_it() -> None:
     assert found(lambda a: a.reshape(2, 3).flatten().softmax(0), (6,))["a0"] == whole(6)
+
+
+def test_a_grouped_convolution_of_the_input_makes_equally_many_channels_in_every_group() -> None:
+    met = layers(nn.Conv1d(2, 6, 1, groups=2), nn.Conv1d(6, 3, 1))
+    assert met.rectangles == [(2, 3)]
+    group = met.study.groups[0]
+    assert (group.name, group.layout, group.prunable) == ("0", "2 x 3", True)
+    assert row(met, "1.weight", 1) == row(met, "0.weight", 0)

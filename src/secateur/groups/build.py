@@ -50,7 +50,7 @@ class _Builder:
 
     def blocks(self, family: Family) -> ChannelGroup:
         """A group of whole blocks: everything inside them is a member, and what has one position for each of them."""
-        inside = self.solution.belongs[:, family.classes].tocoo()
+        inside = self.solution.inside[:, family.classes].tocoo()
         thread, block = inside.coords
         first = np.full(family.classes.size, np.iinfo(np.int64).max)
         np.minimum.at(first, block, self.first_of_thread[thread])

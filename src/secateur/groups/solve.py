@@ -33,6 +33,11 @@ class Solution:
     belongs: sparse.csr_array
     """Which blocks (by class) each thread lies in: ``(threads, classes)``."""
 
+    @cached_property
+    def inside(self) -> sparse.csc_array:
+        """The same, to be asked block by block."""
+        return self.belongs.tocsc()
+
     @property
     def ledger(self) -> Ledger:
         """The relations that this was solved from."""
@@ -158,21 +163,23 @@ def _blocks_of_threads(ledger: Ledger, threads: Labels, classes: Labels) -> spar
     rows, columns = int(threads.max(initial=-1)) + 1, int(classes.max(initial=-1)) + 1
     blocks, inside = _joined(ledger.members)
     heirs, sources = _joined(ledger.inherits)
-    belongs = _pattern(threads[inside], classes[blocks], (rows, columns))
-    inherit = _pattern(threads[heirs], threads[sources], (rows, rows))
-    own = _pattern(classes[blocks], threads[blocks], (columns, rows))
+    belongs = pattern(threads[inside], classes[blocks], (rows, columns))
+    inherit = pattern(threads[heirs], threads[sources], (rows, rows))
+    own = pattern(classes[blocks], threads[blocks], (columns, rows))
     while True:
-        grown = _binary(belongs + inherit @ belongs + belongs @ (own @ belongs))
+        grown = binary(belongs + inherit @ belongs + belongs @ (own @ belongs))
         if grown.nnz == belongs.nnz:
             return belongs
         belongs = grown
 
 
-def _pattern(rows: Labels, columns: Labels, shape: tuple[int, int]) -> sparse.csr_array:
-    return _binary(sparse.csr_array((np.ones(rows.size, dtype=np.int64), (rows, columns)), shape=shape))
+def pattern(rows: Labels, columns: Labels, shape: tuple[int, int]) -> sparse.csr_array:
+    """A matrix of ones at these places."""
+    return binary(sparse.csr_array((np.ones(rows.size, dtype=np.int64), (rows, columns)), shape=shape))
 
 
-def _binary(matrix: sparse.csr_array) -> sparse.csr_array:
+def binary(matrix: sparse.csr_array) -> sparse.csr_array:
+    """The same matrix with ones for all that is not zero, changed in place."""
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix

@@ -7,13 +7,13 @@ from itertools import chain
 import torch
 from torch import fx
 
-from secateur.capture.normalize.edit import aten, emit, is_call, leaf, operands, shape, symbolic, unused_name
+from secateur.capture.normalize.edit import arguments, aten, emit, is_call, leaf, operands, shape, symbolic, unused_name
 
 
 def select_shuffles(program: fx.GraphModule) -> None:
-    """Turn reshape, permute, reshape that reorders one dimension (channel shuffle) into ``index_select`` with a stored index."""
+    """Turn what reorders one dimension (a channel shuffle, or reshape, permute, reshape) into ``index_select`` with a stored index."""
     for node in list(program.graph.nodes):
-        if is_call(node, aten.reshape.default) and (found := _shuffle(node)) is not None:
+        if (found := _shuffle(node)) is not None:
             source, dim, order = found
             if order.equal(torch.arange(len(order))):
                 node.replace_all_uses_with(source)
@@ -22,8 +22,23 @@ def select_shuffles(program: fx.GraphModule) -> None:
                 node.replace_all_uses_with(emit(node, aten.index_select.default, source, dim, index, like=node))
 
 
-def _shuffle(merge: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
+def _shuffle(node: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
     """What is shuffled, along which dimension, and the order in which it is read."""
+    if is_call(node, aten.channel_shuffle.default, aten.native_channel_shuffle.default):
+        return _dealt(node)
+    return _turned(node) if is_call(node, aten.reshape.default) else None
+
+
+def _dealt(node: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
+    """Channels that are dealt out from each of several groups in turn."""
+    source, groups = arguments(node).values()
+    if symbolic(source, 1):
+        return None
+    return source, 1, torch.arange(shape(source)[1]).reshape(groups, -1).T.flatten()
+
+
+def _turned(merge: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
+    """One dimension that is split, permuted and merged again."""
     move = operands(merge)[0]
     split = operands(move)[0] if is_call(move, aten.permute.default) else None
     if not is_call(split, aten.reshape.default):

@@ -75,6 +75,8 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     joint = [f for f in x.fields if 1 in f.dims and len(f.dims) > 1]
     mine = [f for f in x.fields if f.dims == {1}]
     weights = [f for f in weight.fields if f.dims == {0}]
+    if not any(1 in f.dims for f in x.fields) and len(weights) == 1 and weight.leaf and not transposed:
+        return (*others, _from_bare_input(call, weight, weights[0].labels.ravel(), groups))
     if joint or len(mine) != 1 or len(weights) != 1 or not weight.leaf:
         return _bare_group(call, x, weight, others)
     inputs, slots = mine[0].labels.reshape(groups, -1), weights[0].labels.ravel()
@@ -92,6 +94,14 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
         call.ledger.roles.append((own.ravel(), "reads", call.ledger.place.node))
         _orphan(call, weight)
     return (*others, Field(along(labels.reshape(out), 1, rank)))
+
+
+def _from_bare_input(call: Call, weight: Operand, slots: np.ndarray, groups: int) -> Field:
+    """Groups of input channels that all stay: each makes equally many channels."""
+    call.ledger.note(weight.fields, frozenset({0}), "writes")
+    call.ledger.rectangles.append(Rectangle(slots.reshape(groups, -1), None, call.ledger.place.node))
+    call.ledger.freeze_fields(tuple(f for f in weight.fields if f.dims == {1}), "reads channels that are not made by prunable weights")
+    return Field(along(slots, 1, len(call.shape)))
 
 
 def _grouped_transposed(call: Call, weight: Operand, inputs: np.ndarray, slots: np.ndarray, groups: int, others: Fields) -> Fields:

@@ -9,7 +9,6 @@ import numpy as np
 from secateur.groups.fields import NONE, Field, Fields, along
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
-from secateur.groups.rules.view import viewed
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate")
@@ -150,20 +149,6 @@ def pixel_shuffle(call: Call) -> Outcome:
         else:
             fields.append(Field(np.repeat(field.labels, factor**2, axis=dim), field.block))
     return tuple(fields)
-
-
-@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
-def channel_shuffle(call: Call) -> Outcome:
-    """Channels are dealt out to groups in turn; the counts of every group must agree."""
-    x, groups = call["self"], call["groups"]
-    shape = x.shape
-    split = (shape[0], groups, shape[1] // groups, *shape[2:])
-    fields = viewed(call, x, split)
-    call.ledger.require_rows(fields)
-    order = [0, 2, 1, *range(3, len(split))]
-    turned = tuple(Field(f.labels.transpose(order), f.block) for f in fields)
-    inner = Operand(tuple(split[d] for d in order), turned)
-    return viewed(call, inner, shape)
 
 
 @rule("aten.im2col", "aten.unfold_backward")

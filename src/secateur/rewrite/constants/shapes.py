@@ -41,7 +41,7 @@ def layer_norm(site: Site) -> None:
 @adjusts("aten.group_norm")
 def group_norm(site: Site) -> None:
     """Groups of which something is left."""
-    _living_groups(site, "input", "num_groups")
+    _living_groups(site, "num_groups")
 
 
 @adjusts(
@@ -56,17 +56,11 @@ def group_norm(site: Site) -> None:
 def convolution(site: Site) -> None:
     """Groups of which something is left."""
     if site.get("groups") > 1:
-        _living_groups(site, "input", "groups")
+        _living_groups(site, "groups")
 
 
-@adjusts("aten.channel_shuffle", "aten.native_channel_shuffle")
-def channel_shuffle(site: Site) -> None:
-    """Groups of which something is left."""
-    _living_groups(site, "self", "groups")
-
-
-def _living_groups(site: Site, source: str, name: str) -> None:
-    fields, _ = site.source(source)
+def _living_groups(site: Site, name: str) -> None:
+    fields, _ = site.source("input")
     groups = site.get(name)
     for field in fields:
         if field.dims == {1} and not field.block:

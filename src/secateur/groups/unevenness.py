@@ -1,0 +1,112 @@
+"""Tables whose rows must keep equal counts, and the channels and blocks that take more from one row than from another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, repeat
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from secateur.groups.fields import NONE, Labels
+from secateur.groups.solve import Mask, Solution, binary, pattern
+
+Count = tuple[int, bytes]
+"""A table, and how many positions of each of its rows go with a class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unevenness:
+    """In which tables, and how, each class counts differently from row to row."""
+
+    of_class: dict[int, tuple[Count, ...]]
+    component: Labels
+    """Tables that share a class are one component."""
+    rows: dict[Count, Labels]
+
+    @classmethod
+    def of(cls, solution: Solution, found: Iterable[tuple[int, int, Labels]]) -> Unevenness:
+        """Collect triples of a table, a class, and the counts of the class in the rows of the table."""
+        of_class: dict[int, list[Count]] = defaultdict(list)
+        rows: dict[Count, Labels] = {}
+        links = []
+        for number, each, counts in found:
+            key = (number, counts.tobytes())
+            rows[key] = counts
+            links += [(number, other) for other, _ in of_class[each][-1:]]
+            of_class[each].append(key)
+        component = connected(len(solution.ledger.rectangles), links)
+        return cls({k: tuple(v) for k, v in of_class.items()}, component, rows)
+
+
+def uneven_channels(solution: Solution, classes: Labels) -> Unevenness:
+    """Single channels that stand in some rows of a table more often than in others."""
+    wanted = np.zeros(solution.count, dtype=bool)
+    wanted[classes] = True
+    wanted &= ~solution.frozen
+    tables = enumerate(r.table for r in solution.ledger.rectangles)
+    return Unevenness.of(solution, chain.from_iterable(_uneven_classes(solution, *each, wanted) for each in tables))
+
+
+def _uneven_classes(solution: Solution, number: int, table: Labels, wanted: Mask) -> Iterable[tuple[int, int, Labels]]:
+    if table.shape[0] < 2:
+        return ()
+    classes = np.where(table == NONE, 0, solution.classes[table])
+    hit = (table != NONE) & wanted[classes]
+    local, inverse = np.unique(classes[hit], return_inverse=True)
+    cells = inverse * table.shape[0] + np.nonzero(hit)[0]
+    counts = np.bincount(cells, minlength=local.size * table.shape[0]).reshape(local.size, table.shape[0])
+    uneven = (counts != counts[:, :1]).any(1)
+    return zip(repeat(number), local[uneven].tolist(), counts[uneven], strict=False)
+
+
+def uneven_blocks(solution: Solution, wanted: Mask) -> Unevenness:
+    """Whole blocks with which more goes of some rows of a table than of others; a row that goes as a whole is no matter."""
+    return Unevenness.of(solution, _uneven_losses(solution, np.flatnonzero(wanted)))
+
+
+def _uneven_losses(solution: Solution, blocks: Labels) -> Iterator[tuple[int, int, Labels]]:
+    tables = [(r.table, np.full(len(r.table), NONE) if r.heads is None else r.heads) for r in solution.ledger.rectangles]
+    if not tables or not blocks.size:
+        return
+    start = np.cumsum([0, *(len(table) for table, _ in tables)])
+    row = np.repeat(np.arange(start[-1]), np.concatenate([np.full(len(t), t.shape[1]) for t, _ in tables]))
+    labels = np.concatenate([table.ravel() for table, _ in tables])
+    losses = pattern(row, np.arange(row.size), (int(start[-1]), row.size)) @ _going(solution, labels, blocks)
+    dying = _going(solution, np.concatenate([heads for _, heads in tables]), blocks)
+    losses = sparse.csr_array(losses - losses.multiply(dying))
+    for number in np.unique(np.searchsorted(start, losses.nonzero()[0], side="right") - 1).tolist():
+        rows = slice(int(start[number]), int(start[number + 1]))
+        for block, counts in _uneven_columns(losses[rows].toarray(), dying[rows].toarray() > 0):
+            yield number, int(blocks[block]), counts
+
+
+def _going(solution: Solution, labels: Labels, blocks: Labels) -> sparse.csr_array:
+    """Which labels go with which blocks: ``(labels, blocks)``."""
+    shape = (labels.size, blocks.size)
+    real = np.flatnonzero(labels != NONE)
+    column = np.full(solution.count, NONE)
+    column[blocks] = np.arange(blocks.size)
+    own = column[solution.classes[labels[real]]]
+    threads = pattern(real, solution.threads[labels[real]], (labels.size, solution.belongs.shape[0]))
+    return binary(threads @ solution.inside[:, blocks] + pattern(real[own != NONE], own[own != NONE], shape))
+
+
+def _uneven_columns(losses: Labels, dying: Mask) -> Iterator[tuple[int, Labels]]:
+    """Columns with unequal numbers in the rows that live."""
+    most = losses.max(0)
+    least = np.where(dying, most, losses).min(0)
+    uneven = np.flatnonzero(least != most)
+    yield from zip(uneven.tolist(), losses.T[uneven], strict=True)
+
+
+def connected(count: int, links: list[tuple[int, int]]) -> Labels:
+    """The component of each of ``count`` things, some of which are linked."""
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    pairs = np.array(links, dtype=np.int64).reshape(-1, 2)
+    graph = sparse.coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)

@@ -30,16 +30,23 @@ class Layer:
     @classmethod
     def of(cls, group: ChannelGroup, parameters: Mapping[str, int], macs: Mapping[str, int]) -> Layer:
         """Describe a group, given the elements and the multiply-adds of each weight."""
-        own = sum(parameters.get(m.tensor, 0) * len(m.positions) / m.length for m in group.members)
-        work = sum(macs.get(m.tensor, 0) * len(m.positions) / m.length for m in group.members)
-        tensors = tuple(dict.fromkeys(m.tensor for m in group.members))
+        tensors = _held_shares(group)
+        own, work = (sum(costs.get(name, 0) * share for name, share in tensors.items()) for costs in (parameters, macs))
         shares = own / max(sum(parameters.values()), 1), work / max(sum(macs.values()), 1)
-        return cls(group.name, group.kind, group.size, group.layout, tensors, round(own), *shares, group.reason)
+        return cls(group.name, group.kind, group.size, group.layout, tuple(tensors), round(own), *shares, group.reason)
 
     @property
     def prunable(self) -> bool:
         """Whether channels of it may go."""
         return self.reason is None
+
+
+def _held_shares(group: ChannelGroup) -> dict[str, float]:
+    """The share of each tensor that lies at the group's channels, along whichever dimension: each element counts once."""
+    others: dict[str, float] = {}
+    for member in group.members:
+        others[member.tensor] = others.get(member.tensor, 1.0) * (1 - len(member.positions) / member.length)
+    return {name: 1 - share for name, share in others.items()}
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,32 @@ def test_a_state_dict_of_one_outcome_has_the_names_of_the_users(name: str, prefe
     assert set(halved(model, case.inputs(), prefer).model.state_dict()) == set(model.state_dict())
 
 
+class Spare(nn.Module):
+    """A layer, a buffer and a name that forward never reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.spare = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(2, 2)
+        self.register_buffer("seen", torch.tensor(3))
+        self.again, self.spare_again = self.last, self.spare
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+@outcomes
+def test_what_forward_never_reads_stays_in_the_state_dict(prefer: Prefer) -> None:
+    model = Spare()
+    result = halved(model, torch.randn(2, 3), prefer).model
+    before, after = model.state_dict(), result.state_dict()
+    assert set(after) == set(before)
+    for name in ("spare.weight", "spare.bias", "seen"):
+        assert torch.equal(after[name], before[name])
+        assert after[name].data_ptr() != before[name].data_ptr()
+    assert result.get_parameter("spare_again.weight") is result.get_parameter("spare.weight")
+    assert {n for n, _ in result.named_parameters()} == {n for n, _ in model.named_parameters()}
+
+
 @outcomes
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["layer_scale"])

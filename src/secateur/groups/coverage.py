@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.capture.capture import Fact
+from secateur.capture.capture import Capture, Fact
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
 
@@ -52,7 +52,7 @@ class Coverage:
 
 
 def coverage(solution: Solution, groups: Sequence[ChannelGroup]) -> Coverage:
-    """Account for every dimension of every weight that the graph reads."""
+    """Account for every dimension of every weight that the graph reads, and of every parameter that it does not read."""
     prunable = {(m.tensor, m.dim): np.zeros(m.length, dtype=bool) for g in groups for m in g.members}
     reasons: dict[tuple[str, int], str] = {}
     for group in groups:
@@ -62,6 +62,7 @@ def coverage(solution: Solution, groups: Sequence[ChannelGroup]) -> Coverage:
             elif group.reason:
                 reasons.setdefault((member.tensor, member.dim), group.reason)
     dimensions = [_dimension(solution, key, prunable, reasons) for key in _every_dimension(solution)]
+    dimensions += _unread(solution.walk.capture)
     return Coverage(tuple(dimensions), dict(solution.ledger.unknown), dict(solution.ledger.renormalising))
 
 
@@ -72,6 +73,19 @@ def _every_dimension(solution: Solution) -> list[tuple[str, int, int]]:
         if isinstance(fact, Fact) and fact.dtype.is_floating_point and 0 not in fact.shape:
             found |= dict.fromkeys((str(node.target), dim, size) for dim, size in enumerate(fact.shape))
     return list(found)
+
+
+def _unread(capture: Capture) -> list[Dimension]:
+    """Parameters of the model that no call reads: they stay as they are."""
+    nodes = capture.graph.find_nodes(op="get_attr")
+    read = {alias for node in nodes for alias in capture.tied.get(str(node.target), (str(node.target),))}
+    whole = {part: str(node.target) for node in nodes for part in node.meta.get("parts", ())}
+    found = []
+    for name, parameter in capture.model.named_parameters():
+        if name not in read:
+            reason = f"{whole[name]} is computed from it and stored in its place" if name in whole else "never read by forward"
+            found += [Dimension(name, dim, size, 0, reason) for dim, size in enumerate(parameter.shape)]
+    return found
 
 
 def _dimension(
@@ -96,4 +110,13 @@ def _first_reason(solution: Solution, name: str, dim: int) -> str:
         for each in np.unique(solution.classes[labels]).tolist():
             if each in solution.reasons:
                 return str(solution.reasons[each])
+            if solution.is_block[each] and (inside := _reason_inside(solution, each)):
+                return f"one position for each head or group, and these stay: {inside}"
     return "its labels are not read by any operator with a rule"
+
+
+def _reason_inside(solution: Solution, block: int) -> str | None:
+    """Why a block stays: the first reason of a channel inside it."""
+    within = np.isin(solution.threads, solution.inside[:, [block]].tocoo().coords[0])
+    found = (solution.reasons.get(each) for each in np.unique(solution.classes[within]).tolist())
+    return next((str(reason) for reason in found if reason), None)

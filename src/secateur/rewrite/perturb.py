@@ -13,12 +13,17 @@ from secateur.rewrite.execute import Double
 
 
 def perturbed_leaves(capture: Capture, flat_inputs: Sequence[Any], seed: int) -> dict[str, Tensor]:
-    """Weights to prove with: parameters that are constant get spread, batch norm gets statistics of these inputs."""
+    """Weights to prove with: parameters that are constant get spread, batch norm gets statistics of these inputs.
+
+    Stored weights that were computed from others are used as they were before rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
     leaves = {}
     for node in capture.graph.find_nodes(op="get_attr"):
         leaf = capture.leaf(str(node.target))
         tensor = leaf.detach()
+        if "exact" in node.meta:
+            leaves[str(node.target)] = node.meta["exact"]
         if not isinstance(leaf, torch.nn.Parameter) or not tensor.is_floating_point() or tensor.numel() < 2:
             continue
         first = tensor.reshape(-1)[0]

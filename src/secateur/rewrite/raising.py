@@ -35,6 +35,7 @@ def raise_layers(program: fx.GraphModule, capture: Capture) -> fx.GraphModule:
     _call_as(program, capture)
     raised = fx.GraphModule(program, program.graph, type(capture.model).__name__)
     _tie(raised, capture)
+    _keep_unread(raised, capture)
     raised.train(capture.model.training)
     return raised
 
@@ -262,6 +263,18 @@ def _positional_names(capture: Capture) -> list[str]:
     found = [p.name for p in inspect.signature(capture.model.forward).parameters.values() if p.kind in kinds]
     count = len(capture.args)
     return found[:count] if len(found) >= count and not set(found[:count]) & set(capture.kwargs) else [f"arg{i}" for i in range(count)]
+
+
+def _keep_unread(program: fx.GraphModule, capture: Capture) -> None:
+    """What the model stores and no call reads stays in the state dict, except what a stored weight is computed from."""
+    parts = {part for node in capture.graph.find_nodes(op="get_attr") for part in node.meta.get("parts", ())}
+    copies: dict[int, Tensor] = {}
+    for name, tensor in capture.model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and name not in parts and not _has(program, name):
+            if id(tensor) not in copies:
+                copy = tensor.detach().clone()
+                copies[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+            put(program, name, copies[id(tensor)])
 
 
 def _tie(program: fx.GraphModule, capture: Capture) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
-from secateur.capture.normalize.edit import aten, attribute, call, is_call, leaf, mutates, operands, overload, shape, unused_name
+from secateur.capture.normalize.edit import aten, attribute, fact, is_call, leaf, mutates, operands, overload, shape, unused_name
 
 _CONSUMERS = (
     aten.linear.default,
@@ -87,13 +89,36 @@ def _is_statistic(node: fx.Node) -> bool:
 
 
 def _fold(program: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> tuple[str, str]:
+    """Store a computed weight; its node's meta holds the ``exact`` value before rounding and the ``parts`` that it is made of."""
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for step in steps:
-            values[step] = attribute(program, str(step.target)) if step.op == "get_attr" else call(step, values.__getitem__)
+            values[step] = attribute(program, str(step.target)) if step.op == "get_attr" else _called(step, values)
     parameters = [step for step in steps if step.op == "get_attr" and isinstance(values[step], torch.nn.Parameter)]
     origin = max(parameters or [step for step in steps if step.op == "get_attr"], key=lambda step: values[step].numel())
-    name = unused_name(program, f"{origin.target}_folded")
-    stored: Tensor = torch.nn.Parameter(values[weight], requires_grad=any(values[each].requires_grad for each in parameters))
-    weight.replace_all_uses_with(leaf(program, name, stored, weight))
+    name = unused_name(program, _name(str(origin.target)))
+    rounded = values[weight].to(fact(weight).dtype)
+    stored: Tensor = torch.nn.Parameter(rounded, requires_grad=any(values[each].requires_grad for each in parameters))
+    node = leaf(program, name, stored, weight)
+    node.meta |= {"exact": values[weight], "parts": tuple(str(step.target) for step in steps if step.op == "get_attr")}
+    weight.replace_all_uses_with(node)
     return name, str(origin.target)
+
+
+def _called(step: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """What a call returns in double precision."""
+    args, kwargs = map_aggregate((step.args, step.kwargs), lambda each: _wide(values[each] if isinstance(each, fx.Node) else each))
+    assert callable(step.target)
+    return step.target(*args, **kwargs)
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def _name(origin: str) -> str:
+    """The name that a module gives to a parametrised weight, or one beside that of the parameter."""
+    module, parametrised, rest = origin.partition("parametrizations.")
+    return f"{module}{rest.partition('.')[0]}" if parametrised else f"{origin}_folded"

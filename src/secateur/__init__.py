@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from secateur.allocate import GlobalRank, Isomorphic, Options, Slamp, Uniform
+from secateur.decompose import CP, SVD, ByEnergy, ByRatio, ByVBMF, SpatialSVD, Tucker
 from secateur.errors import (
     CaptureError,
     FileError,
@@ -24,12 +25,18 @@ from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
 from secateur.study import Study, study
+from secateur.study.decomposition import Decompose
 from secateur.target import Target
 
 __version__ = _version("secateur")
 
 __all__ = [
+    "ByEnergy",
+    "ByRatio",
+    "ByVBMF",
+    "CP",
     "CaptureError",
+    "Decompose",
     "Factorize",
     "FileError",
     "GeometricMedian",
@@ -52,11 +59,14 @@ __all__ = [
     "Result",
     "RewriteError",
     "SNP",
+    "SVD",
     "SecateurError",
     "SelectionError",
     "Slamp",
+    "SpatialSVD",
     "Study",
     "Target",
+    "Tucker",
     "Uniform",
     "UsageError",
     "apply",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate import Allocator, Leave, Options
-from secateur.errors import RewriteError, SecateurError
 from secateur.measure import compare_latency, measure
-from secateur.plan import Edit, Plan, Prune
+from secateur.plan import Plan
 from secateur.recover import reestimate_batch_norm
 from secateur.result import Result
-from secateur.rewrite import TOLERANCE, rewrite
+from secateur.rewrite import TOLERANCE
 from secateur.rewrite.apply import Prefer
-from secateur.rewrite.restrict import restrict
 from secateur.score import L2, Scorer
 from secateur.score.batches import Data, calibration_inputs
-from secateur.study import Study, study
+from secateur.study import Calibration, Study, calibration, carry_out, study
+from secateur.study.decomposition import Decompose
 from secateur.target import Target
+
+HALF = Target(macs=0.5)
 
 
 def apply(
@@ -32,9 +34,14 @@ def apply(
     *,
     prefer: Prefer = "auto",
     tolerance: float = TOLERANCE,
-    seed: int = 0,
+    seed: int | None = None,
+    data: Data | Calibration | None = None,
+    samples: int | None = 64,
 ) -> Result:
-    """Carry out a plan and prove the result equal to the masked dense model; the given model stays as it is.
+    """Carry out a plan and prove the result, stage by stage; the given model stays as it is.
+
+    A pruned model is proven equal to the masked one, a factorized model to the one with recomposed weights. Factors are no part of a
+    plan: they are computed here, from the weights and, where the plan fits them to inputs, from calibration data.
 
     Args:
         model: the model that the plan was made for, or a study of it.
@@ -42,10 +49,14 @@ def apply(
         prefer: ``"auto"`` keeps the user's class where its forward can hold the smaller tensors and returns a graph
             otherwise; ``"module"`` and ``"graph"`` allow only one of them.
         tolerance: the largest error of the proof, relative to the scale of the outputs and to their change between inputs.
+        seed: starts the random inputs of the proof; by default the plan's own.
+        data: calibration data, as for :meth:`Study.plan_decomposition`.
+        samples: use so many of them at most.
 
     Raises:
         PlanError: the plan belongs to another model.
-        ProofError: the smaller model is not equal to the masked dense one.
+        ProofError: the smaller model is not equal to its reference.
+        SelectionError: the plan fits factors to inputs, and there are no calibration data.
 
     Example:
         >>> import torch, secateur as sc
@@ -56,52 +67,34 @@ def apply(
         (4, True)
     """
     found = model if isinstance(model, Study) else study(model, inputs)
-    notes: tuple[str, ...] = ()
-    if prefer == "module":
-        plan, notes = _held_by_class(found, plan, tolerance, seed)
-    done = rewrite(found.cut(plan), prefer=prefer, tolerance=tolerance, seed=seed)
+    held = calibration(found.capture, data, samples) if plan.needs_data else None
+    seed = int(plan.settings.get("seed", 0)) if seed is None else seed
+    done = carry_out(found, plan, prefer=prefer, tolerance=tolerance, seed=seed, data=held)
     return Result(
         model=done.model,
         kind=done.kind,
-        plan=plan,
+        plan=done.plan,
         proof=done.proof,
         before=measure(found.capture),
         after=measure(done.capture),
-        layers=found.layers,
+        layers=done.layers,
         args=found.capture.args,
         kwargs=found.capture.kwargs,
-        attributes=done.attributes,
-        notes=(*plan.settings.get("notes", ()), *notes, *done.notes),
+        stages=done.stages,
+        factorized=done.factorized,
+        notes=(*plan.settings.get("notes", ()), *_other_data(plan, held), *done.notes),
     )
 
 
-def _held_by_class(found: Study, plan: Plan, tolerance: float, seed: int) -> tuple[Plan, tuple[str, ...]]:
-    """The part of a plan that the user's class can hold, and which layers therefore stay whole."""
-    groups = {g.name: g for g in found.groups}
-
-    def holds(edits: Sequence[Edit]) -> bool:
-        try:
-            rewrite(found.cut(replace(plan, edits=tuple(edits))), prefer="module", tolerance=tolerance, seed=seed)
-        except SecateurError:
-            return False
-        return True
-
-    def unheaded(edit: Edit) -> bool:
-        return not isinstance(edit, Prune) or edit.kind == "blocks" or groups[edit.group].rows == 1
-
-    def one_writer(edit: Edit) -> bool:
-        return isinstance(edit, Prune) and edit.kind == "channels" and unheaded(edit) and len(groups[edit.group].writers) == 1
-
-    found.cut(plan)
-    kept = restrict(plan.edits, holds, [unheaded, one_writer])
-    if not kept:
-        raise RewriteError(f"The forward of {type(found.model).__name__} holds none of this plan's edits. Use prefer='auto' or 'graph'.")
-    lost = [e.name for e in plan.edits if e not in kept]
-    note = (f"kept whole, since {type(found.model).__name__} cannot hold them smaller: {', '.join(lost)}",) if lost else ()
-    return replace(plan, edits=tuple(e for e in plan.edits if e in kept)), note
+def _other_data(plan: Plan, held: Calibration | None) -> tuple[str, ...]:
+    """A note where factors are fitted to other data than those that the ranks were chosen with."""
+    known = (plan.settings.get("decomposition", {}).get("calibration") or {}).get("digest")
+    if held is None or known in (None, held.digest):
+        return ()
+    return ("the factors are fitted to other calibration data than the plan was made with",)
 
 
-def compress(
+def compress(  # noqa: PLR0913 - the whole story takes every setting
     model: nn.Module | torch.export.ExportedProgram,
     inputs: Any = (),
     *,
@@ -112,6 +105,7 @@ def compress(
     heads: float | Mapping[str, float] | None = None,
     exclude: Sequence[Leave] = (),
     options: Options | None = None,
+    decompose: Decompose | None = None,
     data: Data | None = None,
     prefer: Prefer = "auto",
     latency: bool = True,
@@ -119,8 +113,11 @@ def compress(
 ) -> Result:
     """Do all of it: find the channels, score them, cut to a ratio or a target, prove, recover batch norm, and time both models.
 
+    With ``decompose`` layers are factorized, after channels have been cut where a ratio is given too; the target is then one for the ranks.
+
     Args:
-        target: what may remain of MACs or parameters; half of the MACs if neither it nor a ratio is given.
+        target: what may remain of MACs or parameters; half of the MACs if neither it, nor a ratio, nor a rank is given.
+        decompose: factorize layers, at its ranks or at those that the target finds.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
             batch-norm statistics are estimated anew, and criteria that look at activations can be used.
 
@@ -129,20 +126,32 @@ def compress(
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3))
         >>> sc.compress(model, torch.randn(1, 3, 8, 8), target=sc.Target(macs=0.5), latency=False).proof.holds
         True
+        >>> sc.compress(model, torch.randn(1, 3, 8, 8), decompose=sc.Decompose(sc.SpatialSVD(), rank=2), latency=False).factorized[0].rank
+        (2,)
     """
-    target = target if target or ratio is not None else Target(macs=0.5)
     held = data if data is None or isinstance(data, Tensor | str | Path) else list(data)
     found = study(model, inputs)
-    plan = found.plan(
-        criterion or L2(), ratio=ratio, target=target, allocator=allocator, heads=heads, exclude=exclude, options=options, data=held
+    choose = partial(
+        found.plan, criterion or L2(), ratio=ratio, allocator=allocator, heads=heads, exclude=exclude, options=options, data=held
     )
-    result = apply(found, plan, prefer=prefer, seed=seed)
+    if decompose is None:
+        plan = choose(target=target or (None if ratio is not None else HALF))
+    else:
+        start = found if ratio is None and heads is None else found.after(choose())
+        plan = _decomposed(start, decompose, target, exclude, held)
+    result = apply(found, replace(plan, settings={**plan.settings, "seed": seed}), prefer=prefer, data=held)
     if held is not None:
         reestimate_batch_norm(result.model, calibration_inputs(found.capture, held))
     if latency:
         timed = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
         result = replace(result, latency=timed, notes=(*result.notes, *_slower(timed)))
     return result
+
+
+def _decomposed(start: Study, wish: Decompose, target: Target | None, exclude: Sequence[Leave], data: Data | None) -> Plan:
+    settings = {f.name: getattr(wish, f.name) for f in fields(wish)}
+    within = target or (HALF if wish.rank is None else None)
+    return start.plan_decomposition(**settings, target=within, exclude=exclude, data=data)
 
 
 def _slower(timed: Mapping[str, Any]) -> tuple[str, ...]:

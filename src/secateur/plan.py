@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,12 @@ from rich.table import Table
 from secateur.errors import FileError, PlanError, SelectionError
 
 FORMAT = "secateur-plan/1"
+FILE = "plan.json"
+"""The name of a plan's file in a directory that holds a result."""
 Kind = Literal["channels", "blocks"]
+Fit = Literal["weights", "inputs", "sequential"]
+"""What factors are fitted to: a layer's weights alone, its outputs on calibration inputs, or its outputs on the inputs that
+the layers before it give once they are factorized themselves."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,24 @@ class Prune:
 
 @dataclass(frozen=True)
 class Factorize:
-    """Replace one layer by a chain of smaller ones."""
+    """Replace one layer by a chain of smaller ones.
+
+    The edit holds shapes and settings, never values: the factors are computed when the plan is applied, from the weights that
+    the model has then and, unless ``fit`` is ``"weights"``, from calibration data given there.
+    """
 
     layer: str
     method: str
     rank: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Settings of the method that are not its defaults."""
+    fit: Fit = "weights"
+    correct_bias: bool = True
+    """With calibration data, let the bias take up the mean of what is lost; a layer without bias then gets one."""
 
     def __post_init__(self) -> None:
+        if self.fit not in list(get_args(Fit)):
+            raise PlanError(f"The factors of {self.layer!r} are fitted to {self.fit!r}; it must be one of {', '.join(get_args(Fit))}.")
         object.__setattr__(self, "rank", _integers(self.rank, f"the rank of {self.layer!r}"))
         object.__setattr__(self, "options", _plain(dict(self.options), f"the options of {self.layer!r}"))
         if not self.rank or min(self.rank) < 1:
@@ -84,6 +100,11 @@ class Factorize:
     def name(self) -> str:
         """What the edit is about: the layer."""
         return self.layer
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether applying it takes calibration data."""
+        return self.fit != "weights"
 
 
 Edit = Prune | Factorize
@@ -118,6 +139,17 @@ class Plan:
     def factorizations(self) -> tuple[Factorize, ...]:
         """The edits that factorize layers."""
         return tuple(e for e in self.edits if isinstance(e, Factorize))
+
+    @property
+    def stages(self) -> tuple[tuple[Prune, ...] | tuple[Factorize, ...], ...]:
+        """The edits in runs of one kind: each run is made on the model that the runs before it leave."""
+        runs: list[tuple[Any, ...]] = [tuple(run) for _, run in groupby(self.edits, key=type)]
+        return tuple(runs)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether applying it takes calibration data."""
+        return any(edit.needs_data for edit in self.factorizations)
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -172,12 +204,13 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan from a file."""
+        """Read a plan from a file, or from a directory that holds a result."""
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"Cannot read the plan {path}: {error}.") from error
-        return cls.from_json(text)
+            raise FileError(f"Cannot read the plan {file}: {error}.") from error
+        return cls.from_json(_inner(text))
 
     def table(self) -> Table:
         """The plan as a table for a terminal: one row an edit."""
@@ -215,6 +248,15 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
+def _inner(text: str) -> str:
+    """The plan inside the description of a saved result; any other text as it is."""
+    with suppress(ValueError):
+        whole = json.loads(text)
+        if isinstance(whole, dict) and isinstance(whole.get("plan"), dict):
+            return json.dumps(whole["plan"])
+    return text
+
+
 def _changed(edit: Edit, remove: Sequence[int] | None, rank: Sequence[int] | None) -> Edit | None:
     if isinstance(edit, Factorize):
         return replace(edit, rank=tuple(rank or ()))
@@ -234,7 +276,9 @@ def _read_edit(value: Any) -> Edit:
     if kind is Prune:
         return Prune(_expect(given["group"], str, "a group"), given["remove"], given["size"], given["kind"])
     options = _expect(given["options"], dict, "the options of a layer")
-    return Factorize(_expect(given["layer"], str, "a layer"), _expect(given["method"], str, "a method"), given["rank"], options)
+    correct = _expect(given["correct_bias"], bool, "whether a bias is corrected")
+    layer, method = _expect(given["layer"], str, "a layer"), _expect(given["method"], str, "a method")
+    return Factorize(layer, method, given["rank"], options, given["fit"], correct)
 
 
 def _fields(value: Any, names: Sequence[str], what: str) -> dict[str, Any]:
@@ -295,7 +339,8 @@ def _row(edit: Edit) -> tuple[str, ...]:
     if isinstance(edit, Prune):
         word = "prune" if edit.kind == "channels" else "prune blocks"
         return edit.group, word, str(edit.size), str(edit.kept), f"{edit.ratio:.1%}", _shortened(edit.remove)
-    return edit.layer, f"factorize ({edit.method})", "", "", "", f"rank {' x '.join(map(str, edit.rank))}"
+    fitted = {"weights": "", "inputs": ", fitted to inputs", "sequential": ", fitted to inputs in turn"}[edit.fit]
+    return edit.layer, f"factorize ({edit.method})", "", "", "", f"rank {' x '.join(map(str, edit.rank))}{fitted}"
 
 
 def _sentence(text: str) -> str:

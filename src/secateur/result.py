@@ -15,7 +15,7 @@ from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
 from secateur.report import html_report, json_report
-from secateur.rewrite import Proof
+from secateur.rewrite import FactorizedLayer, Proof
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +33,22 @@ class Result:
     """The layers of the dense model: what could be cut, and why the rest could not."""
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Attributes of the user's class that follow the new sizes, by module path."""
+    stages: tuple[Mapping[str, Any], ...] = ()
+    """Of each run of edits of one kind the kind of model that came out, and the attributes of the class that follow its sizes."""
+    factorized: tuple[FactorizedLayer, ...] = ()
+    """What became of each layer that was factorized."""
     notes: tuple[str, ...] = ()
     latency: Mapping[str, Latency] = field(default_factory=dict)
     """``dense`` and ``compressed``, where they were timed."""
     fidelity: Fidelity | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Figures of the task, by name (``accuracy before`` and the like), where they were taken."""
+
+    @property
+    def attributes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Attributes of the user's class that follow the new sizes, by module path."""
+        paths = {name for name, _ in self.model.named_modules(remove_duplicate=False)}
+        return {path: values for stage in self.stages for path, values in stage["attributes"].items() if path in paths}
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, onnx: bool | None = None, command: str | None = None) -> Path:
         """Write the model, its plan and its report into a directory that needs no code of ours to be used.

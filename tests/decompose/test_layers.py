@@ -5,18 +5,26 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from secateur.capture import record
+from secateur.capture.normalize import normalize
 from secateur.decompose import (
+    CP,
     METHODS,
     SVD,
+    Call,
     Decomposable,
     Refusal,
+    Tucker,
     acts_as_base,
+    captured_layers,
     decomposable,
     decomposable_layers,
     decompose,
+    method_of,
     replace_layers,
+    settings_of,
 )
-from secateur.errors import SelectionError
+from secateur.errors import PlanError, SelectionError
 
 
 class PaddedConv(nn.Conv2d):
@@ -108,8 +116,8 @@ def shared_model():
 
 def test_layers_are_listed_once_with_all_their_names():
     assert decomposable_layers(shared_model()) == (
-        Decomposable(("0", "3"), ("svd",)),
-        Decomposable(("2.0",), (), "it is too small: even rank 1 costs as much as the layer"),
+        Decomposable(("0", "3"), ("svd",), None, ("svd",), "Linear 16 -> 16", 272, 256),
+        Decomposable(("2.0",), (), "it is too small: even rank 1 costs as much as the layer", ("svd",), "Linear 2 -> 2", 6, 4),
     )
 
 
@@ -125,3 +133,64 @@ def test_a_shared_layer_is_replaced_wherever_it_is_used():
 def test_only_layers_that_exist_are_replaced(name):
     with pytest.raises(SelectionError, match="no layer named"):
         replace_layers(shared_model(), {name: nn.Identity()})
+
+
+def captured(model, inputs):
+    return captured_layers(normalize(record(model.eval(), (inputs,))))
+
+
+class Reading(nn.Module):
+    """Reads weights of its layers past their forward: one is shared, one is used directly, one never."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(16, 16), nn.Linear(16, 16)
+        self.head.weight = self.table.weight
+        self.direct, self.idle, self.plain, self.twice = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, ids):
+        x = nn.functional.linear(self.table(ids), self.direct.weight)
+        return self.head(self.twice(self.twice(self.plain(x))))
+
+
+def test_the_graph_tells_who_else_reads_a_weight():
+    found = captured(Reading(), torch.arange(6).reshape(2, 3))
+    assert {row.name: row.methods for row in found if row.methods} == {"plain": ("svd",), "twice": ("svd",)}
+    for name, reason in {"head": "shared with table.weight", "direct": "read by the model itself", "idle": "does not run it"}.items():
+        assert reason in found[name].reason
+    assert [row.name for row in found if row.calls] == ["plain", "twice"]
+    assert found["twice"].calls == (Call(6, ()), Call(6, ()))
+    assert (found["plain"].macs, found["twice"].macs) == (6 * 256, 2 * 6 * 256)
+
+
+def test_work_is_counted_at_the_sizes_that_a_run_shows():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, stride=2), nn.Conv2d(6, 8, (1, 5)), nn.Flatten(), nn.Linear(32, 3))
+    rows = captured(model, torch.randn(2, 4, 4, 11))
+    assert [row.calls for row in rows] == [(Call(2, (4, 11)),), (Call(2, (2, 6)),), (Call(2, ()),)]
+    assert [row.macs for row in rows] == [2 * 12 * 4 * 6 * 9, 2 * 4 * 6 * 8 * 5, 2 * 32 * 3]
+
+
+def test_subclasses_are_admitted_where_they_were_seen_to_act_as_their_base():
+    class Padding(nn.Conv2d):
+        """Pads as much as the size of its input leaves over."""
+
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (0, x.shape[3] % 2)))
+
+    model = nn.Sequential(PaddedConv(16, 16, 1), PaddedConv(16, 16, 3), Padding(16, 16, 3), nn.Conv2d(16, 16, 3, groups=16))
+    rows = captured(model, torch.randn(1, 16, 9, 8))
+    assert [(row.name, row.trusted) for row in rows] == [("0", True), ("1", False), ("2", False), ("3", False)]
+    assert rows["0"].methods == ("svd",)
+    assert "depthwise" in rows["3"].reason
+    assert rows.to_json()[0]["names"] == ("0",)
+    assert "1 of 4 layers can be factorized" in str(rows)
+
+
+def test_settings_make_the_method_again():
+    for method in (CP(separable=False, seed=3), SVD(), Tucker(keep_full=True)):
+        assert method_of(method.name, settings_of(method)) == method
+    assert settings_of(CP(separable=False)) == {"separable": False}
+    with pytest.raises(PlanError, match="unknown method 'qr'"):
+        method_of("qr", {})
+    with pytest.raises(PlanError, match="unknown setting 'rank'"):
+        method_of("svd", {"rank": 3})

@@ -1,12 +1,13 @@
 """Decomposition under the statistics of a layer's inputs."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose, error_curve, gather_moments, moments_of
+from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose, error_curve, gather_moments, gather_paired, moments_of
 from secateur.decompose.spec import read_spec, to_kernel
 from secateur.decompose.whiten import Metric
 from secateur.errors import SelectionError
@@ -202,3 +203,26 @@ def test_moments_of_the_wrong_layer_are_refused():
         gather_moments(Twice(), ["drop"], [])
     with pytest.raises(SelectionError, match="no input moments for ReLU"):
         moments_of(nn.ReLU(), torch.ones(2, 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch_limit", [0, 100])
+def test_the_dense_models_outputs_are_restored_where_its_inputs_can_be_predicted(patch_limit):
+    torch.manual_seed(0)
+    mix, shift = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    before = nn.Conv2d(6, 6, 1, dtype=torch.float64)
+    after = nn.Conv2d(6, 6, 1, dtype=torch.float64)
+    after.weight.copy_((mix @ before.weight.flatten(1)).reshape(6, 6, 1, 1))
+    after.bias.copy_(mix @ before.bias + shift)
+    layer = nn.Conv2d(6, 5, 3, dtype=torch.float64)
+    dense, compressed = nn.Sequential(before, layer), nn.Sequential(after, copy.deepcopy(layer))
+    batches = [torch.randn(16, 6, 9, 9, dtype=torch.float64) for _ in range(3)]
+    moments = gather_paired(dense, compressed, "1", batches, calls=1, patch_limit=patch_limit)
+    found = decompose(layer, Tucker(), (6, 5), moments=moments, accept_dearer=True)
+    compressed[1] = found.module
+    want, have = dense(batches[0]), compressed(batches[0])
+    missed = float((have - want).norm() / (want - want.mean((0, 2, 3), keepdim=True)).norm())
+    assert missed < 0.2 < float((nn.Sequential(after, layer)(batches[0]) - want).norm() / want.norm())
+    means = [torch.cat([model(x) for x in batches]).mean((0, 2, 3)) for model in (compressed, dense)]
+    torch.testing.assert_close(*means)
+    assert (moments + moments).target_mean.equal(moments.target_mean)

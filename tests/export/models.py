@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -134,7 +134,7 @@ class Stand:
     proof: Proof
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
     def outputs(self, model: nn.Module | None = None) -> Any:
@@ -147,4 +147,5 @@ def compressed(dense: nn.Module, inputs: Any, *, prefer: Literal["auto", "module
     found = study(dense.eval(), inputs)
     plan = found.plan(ratio=ratio)
     done = rewrite(found.cut(plan), prefer=prefer)
-    return Stand(done.model, done.kind, plan, done.proof, found.capture.args, found.capture.kwargs, done.attributes, done.notes)
+    stages = ({"kind": done.kind, "attributes": done.attributes},)
+    return Stand(done.model, done.kind, plan, done.proof, found.capture.args, found.capture.kwargs, stages, done.notes)

@@ -73,7 +73,7 @@ def test_the_directory_holds_all_files(tmp_path: Path, nested: Stand) -> None:
 def test_the_plan_file_says_what_the_directory_holds(saved: dict[str, Path], tied: Stand, nested: Stand) -> None:
     found = read_directory(saved["tied"])
     assert (found.plan, found.kind, found.model_class) == (tied.plan, "module", "export.models.Tied")
-    assert found.attributes == tied.attributes
+    assert found.stages == tied.stages
     assert found.tied == {"embed.weight": ("embed.weight", "head.weight")}
     assert found.proof == json.loads(json.dumps(tied.proof.to_json()))
     assert found.versions["torch"] == torch.__version__
@@ -214,7 +214,7 @@ def test_onnx_without_its_packages(tmp_path: Path, small: Stand, monkeypatch: py
         (lambda whole: whole.update(kind="other"), "unknown kind"),
         (lambda whole: whole.update(format="secateur-directory/99"), "this version reads"),
         (lambda whole: whole.update(plan={}), "The plan has no"),
-        (lambda whole: whole.update(attributes=[1]), "AttributeError"),
+        (lambda whole: whole.update(stages=[1]), "TypeError"),
     ],
 )
 def test_a_damaged_plan_file_is_refused(tmp_path: Path, saved: dict[str, Path], change: Any, told: str) -> None:

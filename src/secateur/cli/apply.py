@@ -8,8 +8,9 @@ from pathlib import Path
 from secateur.cli.bundles import argument
 from secateur.cli.command import Answer
 from secateur.cli.destination import Destination
-from secateur.cli.results import Cutting, Timing, read_plan, saved
+from secateur.cli.results import Cutting, Timing, saved
 from secateur.cli.source import Source
+from secateur.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ def apply(source: Source, planned: Planned, cutting: Cutting, timing: Timing, de
     Example: secateur apply torchvision:resnet18 plan.json --out out
     """
     destination.directory()
-    plan = read_plan(planned.plan)
+    plan = Plan.load(planned.plan)
     opened = source.open()
     result = cutting.cut(opened.study(), opened.remembered(plan), timing, seed=source.seed)
     return saved(result, destination)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich.text import Text
-from torch import Tensor, nn
 
-from secateur.capture import record
 from secateur.cli.command import Answer
 from secateur.cli.progress import working
 from secateur.cli.source import Remembered
-from secateur.export import load, read_directory
-from secateur.rewrite import TOLERANCE, Cut, Proof, Slices, random_like
-from secateur.rewrite import prove as compare
-from secateur.rewrite.module import tied_names
-from secateur.study import Study
+from secateur.export import proven_directory, read_directory
+from secateur.rewrite import TOLERANCE, Proof
 
 
 @dataclass(frozen=True)
@@ -31,49 +25,29 @@ class Proving:
 
 
 def prove(source: Remembered, proving: Proving) -> Answer:
-    """Prove that a saved model equals the masked dense one.
+    """Prove that a saved model equals the masked dense one, or the one with recomposed weights.
 
     Example: secateur prove out
     """
     saved = read_directory(source.directory)
-    found = source.open(saved).study()
-    cut = found.cut(saved.plan)
-    with working("Opening the smaller model"):
-        small = load(source.directory, found.model)
-    changed = list(_put_back(cut, small)) if proving.recovered else []
+    opened = source.open(saved)
     with working("Proving"):
-        proof = _proof(found, cut, small, proving.tolerance, source.seed)
-    return Answer(list(_lines(proof, changed)), {"proof": proof.to_json() | {"holds": proof.holds}, "recovered": changed})
+        found = proven_directory(
+            source.directory,
+            opened.model,
+            inputs=opened.inputs,
+            tolerance=proving.tolerance,
+            seed=source.seed,
+            recovered=proving.recovered,
+            trust_pickle=source.trust_pickle,
+        )
+    told = {"proof": found.proof.to_json() | {"holds": found.proof.holds}, "recovered": list(found.trained)}
+    return Answer(list(_lines(found.proof, found.trained)), told)
 
 
-def _proof(found: Study, cut: Cut, small: nn.Module, tolerance: float, seed: int) -> Proof:
-    capture = found.capture
-    program = record(small, capture.args, capture.kwargs).program
-    flat = capture.flat_inputs()
-    inputs = [flat] if _depends_on_values(found) else [flat, random_like(flat, seed + 1)]
-    return compare(cut, program, inputs, tolerance=tolerance, seed=seed, rename=tied_names(capture))
-
-
-def _depends_on_values(found: Study) -> bool:
-    """Whether other inputs would take the model on another way, which the captured one does not describe."""
-    return any(part in str(node.target) for node in found.capture.graph.nodes for part in ("item", "nonzero", "nms"))
-
-
-def _put_back(cut: Cut, small: nn.Module) -> Iterator[str]:
-    """Give weights that were changed after the cut the dense model's values, and name them."""
-    slices, dense = Slices.of(cut), cut.solution.walk.capture.model.state_dict()
-    for name, tensor in small.state_dict().items():
-        if name not in dense:
-            continue
-        want: Tensor = slices.apply(name, dense[name])
-        if want.shape == tensor.shape and not torch.equal(want, tensor):
-            yield name
-            tensor.copy_(want)
-
-
-def _lines(proof: Proof, changed: list[str]) -> Iterator[Text]:
+def _lines(proof: Proof, changed: Sequence[str]) -> Iterator[Text]:
     yield Text(
-        f"Proven equal to the masked dense model: error {proof.error:.1e}, tolerance {proof.tolerance:.0e}, {proof.dtype}.", style="green"
+        f"Proven equal to {proof.reference}: error {proof.error:.1e}, tolerance {proof.tolerance:.0e}, {proof.dtype}.", style="green"
     )
     for trial in proof.trials:
         yield Text(f"  {trial.inputs}: {trial.error:.1e} of the outputs' scale, {trial.sensitivity:.1e} of their change")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -67,15 +66,3 @@ def saved(result: Result, destination: Destination) -> Answer:
     told = json.loads(json_report(result, command=command_line()))
     where = Text(f"Saved in {path}; the report is {path / 'report.html'}")
     return Answer([console_report(result), where], told | {"directory": str(path)})
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan of a file, or of a directory that holds a result."""
-    file = path / "plan.json" if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return Plan.load(file)
-    if isinstance(content, dict) and "plan" in content:
-        return Plan.from_json(json.dumps(content["plan"]))
-    return Plan.load(file)

@@ -1,15 +1,27 @@
 """Decompose layers: factors of lower rank in place of one kernel, with the rank given, measured or chosen for a budget."""
 
 from secateur.decompose.budget import ErrorCurve, RankAllocation, allocate_ranks, error_curve
+from secateur.decompose.calls import Call, Use, uses, workload
 from secateur.decompose.cp import CP
 from secateur.decompose.factors import Decomposition, Factorized, check, decompose
-from secateur.decompose.layers import METHODS, Decomposable, acts_as_base, decomposable, decomposable_layers, replace_layers
+from secateur.decompose.layers import (
+    METHODS,
+    Decomposable,
+    DecomposableLayers,
+    acts_as_base,
+    captured_layers,
+    decomposable,
+    decomposable_layers,
+    method_of,
+    replace_layers,
+    settings_of,
+)
 from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule, break_even, choose_rank
 from secateur.decompose.spec import Cost, LayerSpec, Refusal
 from secateur.decompose.svd import SVD, SpatialSVD
 from secateur.decompose.tucker import Tucker
 from secateur.decompose.vbmf import Evidence, calibrate_rank, evbmf
-from secateur.decompose.whiten import Moments, gather_moments, moments_of
+from secateur.decompose.whiten import Moments, gather_moments, gather_paired, moments_of
 
 __all__ = [
     "SVD",
@@ -27,6 +39,14 @@ __all__ = [
     "Decomposable",
     "decomposable",
     "decomposable_layers",
+    "DecomposableLayers",
+    "captured_layers",
+    "method_of",
+    "settings_of",
+    "Call",
+    "Use",
+    "uses",
+    "workload",
     "acts_as_base",
     "replace_layers",
     "RankRule",
@@ -46,4 +66,5 @@ __all__ = [
     "Moments",
     "moments_of",
     "gather_moments",
+    "gather_paired",
 ]

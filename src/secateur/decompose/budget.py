@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.decompose.factors import Decomposition, Rank, too_narrow
+from secateur.decompose.calls import Call, workload
+from secateur.decompose.factors import Decomposition, Rank, cost_at, kernel_for
 from secateur.decompose.ranks import Measure
-from secateur.decompose.spec import Refusal, cost, read_spec, to_kernel
+from secateur.decompose.spec import Refusal
 from secateur.decompose.whiten import Metric, Moments
 from secateur.errors import SelectionError
 
@@ -37,6 +38,8 @@ class RankAllocation:
     """The rank of each layer, None where it stays as it is, with what that costs and loses in total."""
 
     ranks: Mapping[str, Rank | None]
+    points: Mapping[str, int]
+    """Where on its curve each layer came to lie."""
     cost: int
     error: float
 
@@ -49,27 +52,23 @@ def error_curve(
     sensitivity: float = 1.0,
     of: Measure = "macs",
     round_to: int = 1,
-    size: Sequence[int] | None = None,
+    calls: Sequence[Call] = (),
     trust_forward: bool = False,
 ) -> ErrorCurve | Refusal:
     """Compute the relative squared error of a layer, times its sensitivity, at the ranks that make it cheaper.
 
-    With `moments` it is the error of the layer's outputs. `round_to` admits only ranks that are multiples of it.
+    With `moments` it is the error of the layer's outputs. `round_to` admits only ranks that are multiples of it. Costs are those of all
+    `calls` together, or of one at a nominal size.
     """
-    spec = read_spec(layer, trust_forward=trust_forward)
-    if isinstance(spec, Refusal):
-        return spec
-    obstacle = too_narrow(spec) or method.obstacle(spec)
-    if obstacle is not None:
-        return Refusal(obstacle)
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    kernel = to_kernel(weight.detach(), spec).double()
+    found = kernel_for(layer, method, trust_forward=trust_forward)
+    if isinstance(found, Refusal):
+        return found
+    spec, kernel = found
     metric = None if moments is None else Metric.of(moments, spec, centred=True).to(kernel)
     whole = (kernel.norm() if metric is None else torch.tensor(metric.norm(kernel))).square().clamp_min(torch.finfo(torch.float64).tiny)
-    dense = getattr(cost([spec], size), of)
+    dense = getattr(workload([spec], calls), of)
     points = [
-        (rank, getattr(cost(list(method.layers(spec, rank).values()), size), of), error / float(whole) * sensitivity)
+        (rank, getattr(cost_at(spec, method, rank, calls), of), error / float(whole) * sensitivity)
         for rank, error in method.squared_errors(kernel, metric).items()
         if all(r % round_to == 0 or r == limit for r, limit in zip(rank, method.limits(spec), strict=True))
     ]
@@ -91,7 +90,8 @@ def allocate_ranks(curves: Mapping[str, ErrorCurve], allowed: int) -> RankAlloca
     choice = _priced(curves, _price(curves, allowed))
     _spend(curves, choice, allowed - _total(curves, choice))
     error = sum(float(curve.errors[choice[name]]) for name, curve in curves.items())
-    return RankAllocation({name: curve.ranks[choice[name]] for name, curve in curves.items()}, _total(curves, choice), error)
+    ranks = {name: curve.ranks[choice[name]] for name, curve in curves.items()}
+    return RankAllocation(ranks, choice, _total(curves, choice), error)
 
 
 def _total(curves: Mapping[str, ErrorCurve], choice: Mapping[str, int]) -> int:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from secateur.decompose.calls import Call, workload
 from secateur.decompose.linalg import compose
 from secateur.decompose.spec import Cost, LayerSpec, Refusal, build, cost, read_spec, to_kernel, to_weight
 from secateur.decompose.whiten import Metric, Moments
@@ -97,7 +98,8 @@ def decompose(
         decompose(nn.Linear(512, 512), SVD(), 64).module   # Sequential(reduce: 512 -> 64, expand: 64 -> 512)
 
     With `moments` of the layer's inputs the error of its outputs is minimised instead of that of its weight, and the bias takes up the mean
-    of what is lost. `size` is the spatial size of the input, for counting multiply-adds.
+    of what is lost. Where the moments know the dense model's inputs too, the outputs on these are the aim.
+    `size` is the spatial size of the input, for counting multiply-adds.
     """
     spec = read_spec(layer, trust_forward=trust_forward)
     found = spec if isinstance(spec, Refusal) else check(spec, method, rank, accept_dearer=accept_dearer, size=size)
@@ -117,10 +119,25 @@ def check(
     full = (rank,) * len(limits) if isinstance(rank, int) else tuple(rank)
     if len(full) != len(limits) or not all(1 <= r <= limit for r, limit in zip(full, limits, strict=True)):
         return Refusal(f"rank {rank} is outside 1 to {limits if len(limits) > 1 else limits[0]}")
-    before, after = cost([spec], size), cost(list(method.layers(spec, full).values()), size)
+    calls = () if size is None else (Call(1, tuple(size)),)
+    before, after = workload([spec], calls), cost_at(spec, method, full, calls)
     if not accept_dearer and (after.macs >= before.macs or after.params >= before.params):
         return Refusal(f"rank {rank} makes it dearer: MACs {before.macs} -> {after.macs}, parameters {before.params} -> {after.params}")
     return full
+
+
+def cost_at(spec: LayerSpec, method: Decomposition, rank: Rank, calls: Sequence[Call] = ()) -> Cost:
+    """Count what the layers that replace one would cost at some rank, over all calls, or in one at a nominal size."""
+    return workload(list(method.layers(spec, rank).values()), calls)
+
+
+def kernel_for(layer: nn.Module, method: Decomposition, *, trust_forward: bool = False) -> tuple[LayerSpec, Tensor] | Refusal:
+    """Read a layer's settings and its float64 kernel `(groups, out, in, *extent)` if the method applies to it, else why not."""
+    spec = read_spec(layer, trust_forward=trust_forward)
+    if isinstance(spec, Refusal):
+        return spec
+    obstacle = too_narrow(spec) or method.obstacle(spec)
+    return Refusal(obstacle) if obstacle is not None else (spec, to_kernel(_precise(_tensors(layer)[0]), spec))
 
 
 def too_narrow(spec: LayerSpec) -> str | None:
@@ -147,11 +164,13 @@ def _factorize(
     metric = None if moments is None else Metric.of(moments, spec, centred=correct_bias).to(kernel)
     specs = _with_bias(method.layers(spec, rank), moved=moments is not None and correct_bias)
     # Rounded first: the recomposed weight must be that of the stored factors.
-    factors = {role: factor.to(weight.dtype) for role, factor in method(kernel, rank, metric).items()}
+    wanted = kernel if metric is None else metric.restored(kernel)
+    factors = {role: factor.to(weight.dtype) for role, factor in method(wanted, rank, metric).items()}
     recomposed = compose([factor.double() for factor in factors.values()])
     lost = kernel - recomposed
     if metric is not None and correct_bias:
-        bias = _corrected(bias, lost, metric, weight)
+        shift = metric.mean_output(kernel, dense=True) - metric.mean_output(recomposed)
+        bias = (shift if bias is None else bias.to(shift) + shift).to(weight.dtype)
     module = _sequence(specs, factors, bias, layer)
     return Factorized(
         method=method,
@@ -160,7 +179,7 @@ def _factorize(
         weight=to_weight(recomposed, spec),
         bias=None if bias is None else bias.double(),
         relative_error=_relative(lost, kernel),
-        output_error=None if metric is None else metric.norm(lost) / max(metric.norm(kernel), torch.finfo(torch.float64).tiny),
+        output_error=None if metric is None else _output_error(metric, wanted, recomposed),
         before=cost([spec], size),
         after=cost(list(specs.values()), size),
     )
@@ -184,11 +203,6 @@ def _with_bias(specs: Mapping[str, LayerSpec], *, moved: bool) -> dict[str, Laye
     return {**specs, last: replace(specs[last], bias=specs[last].bias or moved)}
 
 
-def _corrected(bias: Tensor | None, lost: Tensor, metric: Metric, weight: Tensor) -> Tensor:
-    shift = metric.mean_output(lost)
-    return (shift if bias is None else bias.to(shift) + shift).to(weight.dtype)
-
-
 def _sequence(specs: Mapping[str, LayerSpec], factors: Mapping[str, Tensor], bias: Tensor | None, layer: nn.Module) -> nn.Sequential:
     weight = layer.weight
     assert isinstance(weight, Tensor)
@@ -197,6 +211,10 @@ def _sequence(specs: Mapping[str, LayerSpec], factors: Mapping[str, Tensor], bia
         placed = None if bias is None or not spec.bias else bias.to(weight.device)
         module.add_module(role, build(spec, factors[role].to(weight.device), placed, trainable=weight.requires_grad))
     return module.train(layer.training)
+
+
+def _output_error(metric: Metric, wanted: Tensor, recomposed: Tensor) -> float:
+    return metric.norm(wanted - recomposed) / max(metric.norm(wanted), torch.finfo(torch.float64).tiny)
 
 
 def _relative(difference: Tensor, whole: Tensor) -> float:

@@ -10,9 +10,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from secateur.decompose.factors import Decomposition, Rank, check, too_narrow
+from secateur.decompose.calls import Call, workload
+from secateur.decompose.factors import Decomposition, Rank, check, cost_at, kernel_for
 from secateur.decompose.linalg import squared_singular_values
-from secateur.decompose.spec import Cost, LayerSpec, Refusal, cost, read_spec, to_kernel
+from secateur.decompose.spec import LayerSpec, Refusal, cost
 from secateur.decompose.vbmf import calibrate_rank, vbmf_rank
 
 Measure = Literal["macs", "params"]
@@ -48,7 +49,7 @@ class ByRatio:
     round_to: int = 1
 
     def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
-        allowed = (1 - self.ratio) * _measure(cost([spec]), self.of)
+        allowed = (1 - self.ratio) * getattr(cost([spec]), self.of)
         rank = _largest(spec, method, allowed, of=self.of, round_to=self.round_to)
         return rank or Refusal(f"no rank removes {self.ratio:.0%} of its {self.of}")
 
@@ -98,16 +99,12 @@ def choose_rank(
     size: Sequence[int] | None = None,
 ) -> Rank | Refusal:
     """Choose a layer's rank and check that the method applies at it and makes the layer cheaper."""
-    spec = read_spec(layer, trust_forward=trust_forward)
-    if isinstance(spec, Refusal):
-        return spec
-    obstacle = too_narrow(spec) or method.obstacle(spec)
-    if obstacle is not None:
-        return Refusal(obstacle)
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    found = kernel_for(layer, method, trust_forward=trust_forward)
+    if isinstance(found, Refusal):
+        return found
+    spec, kernel = found
     with torch.no_grad():
-        rank = rule(spec, to_kernel(weight.detach(), spec).double(), method)
+        rank = rule(spec, kernel, method)
     return rank if isinstance(rank, Refusal) else check(spec, method, rank, accept_dearer=accept_dearer, size=size)
 
 
@@ -121,7 +118,8 @@ def ladder(spec: LayerSpec, method: Decomposition, *, round_to: int = 1) -> list
 
 def break_even(spec: LayerSpec, method: Decomposition, *, of: Measure = "macs", size: Sequence[int] | None = None) -> Rank | None:
     """Return the largest rank at which the factors still cost less than the layer, if there is one."""
-    return _largest(spec, method, _measure(cost([spec], size), of) - 1, of=of, size=size)
+    calls = () if size is None else (Call(1, tuple(size)),)
+    return _largest(spec, method, getattr(workload([spec], calls), of) - 1, of=of, calls=calls)
 
 
 def _stepped(value: float, limit: int, round_to: int) -> int:
@@ -129,17 +127,9 @@ def _stepped(value: float, limit: int, round_to: int) -> int:
 
 
 def _largest(
-    spec: LayerSpec, method: Decomposition, allowed: float, *, of: Measure, size: Sequence[int] | None = None, round_to: int = 1
+    spec: LayerSpec, method: Decomposition, allowed: float, *, of: Measure, calls: Sequence[Call] = (), round_to: int = 1
 ) -> Rank | None:
     # Cost grows along the ladder but where a mode becomes full; the rank that bisection ends on has been checked all the same.
     ranks = ladder(spec, method, round_to=round_to)
-    fitting = bisect_right(ranks, allowed, key=lambda rank: _measure(_after(spec, method, rank, size), of))
+    fitting = bisect_right(ranks, allowed, key=lambda rank: getattr(cost_at(spec, method, rank, calls), of))
     return ranks[fitting - 1] if fitting else None
-
-
-def _after(spec: LayerSpec, method: Decomposition, rank: Rank, size: Sequence[int] | None) -> Cost:
-    return cost(list(method.layers(spec, rank).values()), size)
-
-
-def _measure(total: Cost, of: Measure) -> int:
-    return total.macs if of == "macs" else total.params

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from secateur import plan
 from secateur.capture.leaves import Leaves
 from secateur.capture.trees import input_names
 from secateur.errors import CaptureError, FileError, PlanError
@@ -25,8 +26,9 @@ from secateur.export.tensors import write_weights
 from secateur.export.whole import whole_directory
 from secateur.plan import Plan
 
-FORMAT = "secateur-directory/1"
-WEIGHTS, PLAN, INPUTS, PROGRAM, ONNX = "model.safetensors", "plan.json", "inputs.safetensors", "model.pt2", "model.onnx"
+FORMAT = "secateur-directory/2"
+KINDS = ("module", "graph")
+WEIGHTS, PLAN, INPUTS, PROGRAM, ONNX = "model.safetensors", plan.FILE, "inputs.safetensors", "model.pt2", "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Directory:
     kind: str
     """``module``: the user's own class; ``graph``: a graph module."""
     model_class: str
-    attributes: Mapping[str, Mapping[str, Any]]
+    stages: tuple[Mapping[str, Any], ...]
+    """Of each run of edits of one kind the ``kind`` of model that came out, and the ``attributes`` of its class that follow."""
     tied: Mapping[str, tuple[str, ...]]
     proof: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -113,7 +116,7 @@ def _described(result: Saved, exported: Exported | None, left_out: Mapping[str, 
         "kind": result.kind,
         "model_class": f"{kind.__module__}.{kind.__qualname__}" if result.kind == "module" else "torch.fx.GraphModule",
         "plan": json.loads(result.plan.to_json()),
-        "attributes": result.attributes,
+        "stages": list(result.stages),
         "tied": {first: names for first, names in Leaves.of(result.model).tied.items() if len(names) > 1},
         "proof": result.proof.to_json(),
         "versions": {"secateur": version("secateur"), "torch": torch.__version__, "python": sys.version.split()[0]},
@@ -152,14 +155,14 @@ def read_directory(path: Path) -> Directory:
 def _directory(path: Path, whole: Mapping[str, Any]) -> Directory:
     if whole["format"] != FORMAT:
         raise ValueError(f"its format is {whole['format']!r}; this version reads {FORMAT!r}")
-    if whole["kind"] not in ("module", "graph"):
+    if whole["kind"] not in KINDS:
         raise ValueError(f"it is of the unknown kind {whole['kind']!r}")
     return Directory(
         path=path,
         plan=Plan.from_json(json.dumps(whole["plan"])),
         kind=whole["kind"],
         model_class=str(whole["model_class"]),
-        attributes={str(module): dict(values) for module, values in whole["attributes"].items()},
+        stages=tuple(_stage(stage) for stage in whole["stages"]),
         tied={str(first): tuple(names) for first, names in whole["tied"].items()},
         proof=dict(whole["proof"]),
         versions=dict(whole["versions"]),
@@ -168,6 +171,12 @@ def _directory(path: Path, whole: Mapping[str, Any]) -> Directory:
         notes=tuple(whole["notes"]),
         left_out=dict(whole["left_out"]),
     )
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    if stage["kind"] not in KINDS:
+        raise ValueError(f"a stage is of the unknown kind {stage['kind']!r}")
+    return {"kind": stage["kind"], "attributes": {str(module): dict(values) for module, values in stage["attributes"].items()}}
 
 
 __all__ = ["INPUTS", "ONNX", "PLAN", "PROGRAM", "WEIGHTS", "Directory", "read_directory", "save_directory"]

@@ -15,8 +15,10 @@ from secateur.capture import load_model
 from secateur.errors import FileError, PlanError, UsageError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
 from secateur.export.pt2 import read_program
-from secateur.export.replay import as_module, check_belongs, planned_graph_module
+from secateur.export.replay import as_module, check_belongs, planned_graph_module, stages_of
 from secateur.export.tensors import read_weights
+from secateur.plan import Factorize
+from secateur.rewrite.factorize import with_skeletons
 from secateur.rewrite.module import set_attributes
 
 
@@ -63,13 +65,15 @@ def _program_of(directory: Directory, trust_pickle: bool) -> ExportedProgram:
 
 
 def _own_class(directory: Directory, into: nn.Module | ExportedProgram) -> nn.Module:
-    """A copy of the dense model with the attributes of the smaller one; tensors are shared until they are replaced."""
+    """A copy of the dense model with the attributes and the factors of the smaller one; tensors are shared until they are replaced."""
     dense = as_module(into)
     check_belongs(directory.plan, dense)
     tensors = chain(dense.parameters(), dense.buffers())
     model = copy.deepcopy(dense, {id(tensor): tensor for tensor in tensors})
     try:
-        set_attributes(model, directory.attributes)
+        for stage, edits in stages_of(directory):
+            set_attributes(model, stage["attributes"])
+            with_skeletons(model, [edit for edit in edits if isinstance(edit, Factorize)])
     except AttributeError as error:
         raise PlanError(f"{type(dense).__name__} has no module that the saved attributes belong to: {error}.") from error
     return model

@@ -2,64 +2,179 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from secateur.capture import Capture, record
+from secateur.capture import Capture, capture, normalise_inputs, record
 from secateur.capture.given import given
+from secateur.capture.normalize import normalize
+from secateur.capture.values import depends_on_values
 from secateur.errors import ProofError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
 from secateur.export.load import load
 from secateur.export.pt2 import read_program
-from secateur.export.replay import examples_for, planned_cut
+from secateur.export.replay import as_module, check_belongs, examples_for, final_cut, stages_of
 from secateur.export.tensors import read_weights
-from secateur.rewrite import TOLERANCE, Cut, Proof, Slices, prove, random_like
+from secateur.groups import solve, walk
+from secateur.plan import Edit, Factorize
+from secateur.rewrite import (
+    TOLERANCE,
+    Cut,
+    Proof,
+    Rewritten,
+    Slices,
+    prove,
+    prove_factorized,
+    random_like,
+    rewrite,
+    rewrite_factorized,
+)
+from secateur.rewrite.apply import Prefer
 from secateur.rewrite.graph import put
 from secateur.rewrite.module import tied_names
+from secateur.rewrite.prove import join_proofs
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A proof of saved files, and the weights in them that are not the dense model's."""
+
+    proof: Proof
+    trained: tuple[str, ...]
 
 
 def prove_directory(
     path: str | os.PathLike[str],
     dense: nn.Module | ExportedProgram,
     *,
+    inputs: Any = None,
     tolerance: float = TOLERANCE,
     seed: int = 0,
     trust_pickle: bool = False,
 ) -> Proof:
-    """Prove that a saved directory holds the dense model without the channels that its plan removes.
+    """Prove that a saved directory holds the dense model without the channels that its plan removes, and with the factors that it plans.
 
-    ``model.pt2`` (without one, the weights loaded into the dense model's class) is compared with the masked dense model on the
-    stored inputs and on random ones, and must hold the weights of ``model.safetensors``. Weights that were trained since are
-    named in the proof's notes; the structure is then proven with the dense model's weights in their place.
+    ``model.pt2`` (without one, the weights loaded into the dense model's class) is compared with the masked dense model, or with the one
+    whose weights are recomposed, on the stored inputs (or ``inputs``) and on random ones, and must hold the weights of
+    ``model.safetensors``. Weights that were trained since are named in the proof's notes; the structure is then proven with the same
+    values on both sides. Factors that were cut afterwards are no longer whole in the files, so of them the structure is proven alone.
 
     Raises:
         ProofError: the files do not follow from the dense model and the plan.
         PlanError: the plan was made for another model.
     """
+    found = proven_directory(path, dense, inputs=inputs, tolerance=tolerance, seed=seed, trust_pickle=trust_pickle, recovered=True)
+    return replace(found.proof, notes=(*found.proof.notes, *_notes(found.trained)))
+
+
+def proven_directory(
+    path: str | os.PathLike[str],
+    dense: nn.Module | ExportedProgram,
+    *,
+    inputs: Any = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    trust_pickle: bool = False,
+    recovered: bool = False,
+) -> Proven:
+    """Prove a directory as :func:`prove_directory` does; unless ``recovered``, weights that were trained since are an error."""
     directory = read_directory(Path(path))
-    cut = planned_cut(directory, dense)
-    stored, aliases = read_weights(directory.path / WEIGHTS)
-    saved = _saved(directory, dense, trust_pickle)
-    names = _names(saved, cut, {**{name: name for name in stored}, **aliases})
-    _check_same(saved, stored, aliases)
-    trained = _with_dense_weights(saved, cut, names)
-    flat = saved.flat_inputs()
-    inputs = [flat, random_like(flat, seed + 1)] if len(directory.proof["trials"]) > 1 else [flat]
-    proof = prove(cut, saved.program, inputs, tolerance=tolerance, seed=seed, rename=names)
-    return replace(proof, notes=(*proof.notes, *_notes(trained)))
+    check_belongs(directory.plan, as_module(dense))
+    given_inputs = examples_for(directory, dense) if inputs is None else normalise_inputs(inputs)
+    *before, (stage, edits) = stages_of(directory)
+    source, proofs = normalize(capture(dense, *given_inputs)), []
+    for earlier, run in before:
+        done = _again(source, run, earlier["kind"], tolerance, seed)
+        proofs.append(done.proof)
+        source = normalize(capture(done.model, *given_inputs))
+    last = _Last(directory, dense, source, edits, stage["kind"], tolerance, seed, recovered, trust_pickle)
+    proof, trained = last.factors() if any(isinstance(edit, Factorize) for edit in edits) else last.channels()
+    return Proven(join_proofs([*proofs, proof]), tuple(trained))
 
 
-def _saved(directory: Directory, dense: nn.Module | ExportedProgram, trust_pickle: bool) -> Capture:
-    args, kwargs = examples_for(directory, dense)
+def _again(source: Capture, edits: Sequence[Edit], kind: str, tolerance: float, seed: int) -> Rewritten:
+    """Make and prove a stage once more, with factors of the weights alone: where channels follow, it is their structure that counts."""
+    prefer: Prefer = "graph" if kind == "graph" else "module"
+    factors = [replace(edit, fit="weights") for edit in edits if isinstance(edit, Factorize)]
+    if factors:
+        return rewrite_factorized(solve(walk(source)), factors, prefer=prefer, tolerance=tolerance, seed=seed)[0]
+    return rewrite(final_cut(source, edits, "module"), prefer=prefer, tolerance=tolerance, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Last:
+    """The last stage: the files, and the model that they were made from by it."""
+
+    directory: Directory
+    dense: nn.Module | ExportedProgram
+    source: Capture
+    edits: Sequence[Edit]
+    kind: str
+    tolerance: float
+    seed: int
+    recovered: bool
+    trust_pickle: bool
+
+    def channels(self) -> tuple[Proof, list[str]]:
+        """The saved program is the masked model."""
+        cut = final_cut(self.source, self.edits, self.kind)
+        saved, stored, aliases = self._files()
+        names = _names(saved, cut, {**{name: name for name in stored}, **aliases})
+        refitted = [edit.layer for edit in self.directory.plan.factorizations]
+        changed = _with_dense_weights(saved, cut, names, None if self.recovered else refitted)
+        proof = prove(cut, saved.program, self._inputs(saved), tolerance=self.tolerance, seed=self.seed, rename=names)
+        factors = [name for name in changed if any(name.startswith(f"{layer}.") for layer in refitted)]
+        notes = ("of factors that were cut the structure is proven, with values fitted to the weights",) if factors else ()
+        return replace(proof, notes=(*proof.notes, *notes)), [name for name in changed if name not in factors]
+
+    def factors(self) -> tuple[Proof, list[str]]:
+        """The saved program is the model with recomposed weights."""
+        layers = [edit.layer for edit in self.edits if isinstance(edit, Factorize)]
+        saved, _, aliases = self._files()
+        small = load(self.directory.path, into=self.dense)
+        model, trained = _with_saved_weights(self.source.model, small, layers) if self.recovered else (self.source.model, [])
+        source = replace(self.source, model=model)
+        rename = {**aliases, **tied_names(source)}
+        proof = prove_factorized(source, small, saved.program, layers, tolerance=self.tolerance, seed=self.seed, rename=rename)
+        return proof, trained
+
+    def _files(self) -> tuple[Capture, Mapping[str, Tensor], Mapping[str, str]]:
+        stored, aliases = read_weights(self.directory.path / WEIGHTS)
+        saved = _saved(self.directory, self.dense, self.source, self.trust_pickle)
+        _check_same(saved, stored, aliases)
+        return saved, stored, aliases
+
+    def _inputs(self, saved: Capture) -> list[list[Any]]:
+        flat = saved.flat_inputs()
+        return [flat] if depends_on_values(saved.graph) else [flat, random_like(flat, self.seed + 1)]
+
+
+def _saved(directory: Directory, dense: nn.Module | ExportedProgram, source: Capture, trust_pickle: bool) -> Capture:
+    args, kwargs = source.args, dict(source.kwargs)
     if PROGRAM in directory.left_out:
         return record(load(directory.path, into=dense), args, kwargs)
     return given(read_program(directory.path / PROGRAM, trust_pickle=trust_pickle), args, kwargs)
+
+
+def _with_saved_weights(dense: nn.Module, small: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, list[str]]:
+    """A copy of the dense model with the saved weights wherever they differ outside of factors, and their names."""
+    model, saved, changed = copy.deepcopy(dense), small.state_dict(), []
+    factors = tuple(f"{layer}." for layer in layers)
+    for name, tensor in model.state_dict().items():
+        have = saved.get(name)
+        if have is None or have.shape != tensor.shape or name.startswith(factors) or _equal(tensor, have):
+            continue
+        changed.append(name)
+        tensor.copy_(have)
+    return model, changed
 
 
 def _names(saved: Capture, cut: Cut, known: Mapping[str, str]) -> dict[str, str]:
@@ -77,8 +192,8 @@ def _check_same(saved: Capture, stored: Mapping[str, Tensor], aliases: Mapping[s
             raise ProofError(f"{PROGRAM} holds another {name} than {WEIGHTS}: the files do not belong together.", node=node.name)
 
 
-def _with_dense_weights(saved: Capture, cut: Cut, names: Mapping[str, str]) -> list[str]:
-    """Put the kept part of the dense weights where the saved ones differ, and return their names."""
+def _with_dense_weights(saved: Capture, cut: Cut, names: Mapping[str, str], within: Sequence[str] | None) -> list[str]:
+    """Put the kept part of the dense weights where the saved ones differ, and return their names; ``within`` leaves others as they are."""
     slices, source = Slices.of(cut), cut.solution.walk.capture
     known = {str(node.target) for node in source.graph.find_nodes(op="get_attr")}
     differing = []
@@ -90,7 +205,8 @@ def _with_dense_weights(saved: Capture, cut: Cut, names: Mapping[str, str]) -> l
         if want.shape != have.shape:
             text = f"{node.target} has the shape {tuple(have.shape)}, where the plan leaves {tuple(want.shape)} of the dense model's"
             raise ProofError(f"{text}. The files do not follow from this plan.", node=node.name)
-        if not _equal(want, have):
+        allowed = within is None or any(name.startswith(f"{layer}.") for layer in within)
+        if allowed and not _equal(want, have):
             differing.append(name)
             _replace(saved, str(node.target), want)
     return differing
@@ -108,7 +224,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
 
 
-def _notes(trained: list[str]) -> tuple[str, ...]:
+def _notes(trained: Sequence[str]) -> tuple[str, ...]:
     if not trained:
         return ()
     named = ", ".join(trained[:8]) + (f", ... ({len(trained)})" if len(trained) > 8 else "")

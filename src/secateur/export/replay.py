@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture
 from secateur.capture.normalize import normalize
-from secateur.errors import PlanError
+from secateur.errors import FileError, PlanError
 from secateur.export.directory import Directory
 from secateur.groups import build_groups, solve, walk
-from secateur.plan import Plan, fingerprint
+from secateur.plan import Edit, Factorize, Plan, Prune, fingerprint
 from secateur.rewrite import Cut, transfer
+from secateur.rewrite.factorize import with_skeletons
 from secateur.rewrite.graph import rewrite_graph
+from secateur.rewrite.module import shrink_module
+from secateur.rewrite.planned import planned_cut
 from secateur.rewrite.raising import raise_layers
 
 
@@ -40,30 +43,42 @@ def examples_for(directory: Directory, dense: nn.Module | ExportedProgram) -> tu
     return args, kwargs
 
 
-def planned_cut(directory: Directory, dense: nn.Module | ExportedProgram) -> Cut:
-    """The cut that a directory's plan asks for, in the capture of the dense model from which such a result is made."""
+def stages_of(directory: Directory) -> list[tuple[Mapping[str, Any], tuple[Edit, ...]]]:
+    """The runs of edits of a directory's plan, each with what was saved of it; :class:`FileError` if they do not go together."""
+    runs: tuple[tuple[Edit, ...], ...] = directory.plan.stages or ((),)
+    if len(runs) != len(directory.stages):
+        raise FileError(f"{directory.path} is damaged: its plan has {len(runs)} stages, and {len(directory.stages)} were saved.")
+    return list(zip(directory.stages, runs, strict=True))
+
+
+def final_cut(source: Capture, edits: Sequence[Edit], kind: str) -> Cut:
+    """The cut that edits ask for, in the capture from which a result of this kind is made."""
+    solution = solve(walk(source))
+    cut = planned_cut(solution, build_groups(solution), [edit for edit in edits if isinstance(edit, Prune)])
+    if kind == "module" or source.how == "given":
+        return cut
+    return transfer(cut, solve(walk(normalize(capture(source.model, source.args, dict(source.kwargs), graph=True)))))
+
+
+def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram) -> nn.Module:
+    """The smaller graph module that the directory's plan makes of a dense model, with factors whose values are to be loaded."""
     check_belongs(directory.plan, as_module(dense))
     args, kwargs = examples_for(directory, dense)
-    source = normalize(capture(dense, args, kwargs))
-    cut = _cut(directory, source)
-    if directory.kind == "module" or source.how == "given":
-        return cut
-    return transfer(cut, solve(walk(normalize(capture(source.model, args, kwargs, graph=True)))))
+    model: nn.Module | ExportedProgram = dense
+    for stage, edits in stages_of(directory):
+        factors = [edit for edit in edits if isinstance(edit, Factorize)]
+        source = normalize(capture(model, args, kwargs))
+        if stage["kind"] == "graph":
+            cut = final_cut(source, edits, "graph")
+            model = raise_layers(rewrite_graph(cut), cut.solution.walk.capture)
+        else:
+            model = _smaller_class(source, edits, stage["attributes"])
+        with_skeletons(model, factors)
+    return as_module(model)
 
 
-def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram) -> fx.GraphModule:
-    """The smaller graph module that the directory's plan makes of a dense model."""
-    cut = planned_cut(directory, dense)
-    return raise_layers(rewrite_graph(cut), cut.solution.walk.capture)
-
-
-def _cut(directory: Directory, source: Capture) -> Cut:
-    solution = solve(walk(source))
-    groups = {group.name: group for group in build_groups(solution)}
-    dead = np.zeros(solution.count, dtype=bool)
-    for edit in directory.plan.prunes:
-        group = groups.get(edit.group)
-        if group is None or group.size != edit.size:
-            raise PlanError(f"The plan in {directory.path} cuts {edit.group!r} with {edit.size} channels, which this model does not have.")
-        dead[group.classes[list(edit.remove)]] = True
-    return Cut(solution, dead)
+def _smaller_class(source: Capture, edits: Sequence[Edit], attributes: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+    model = shrink_module(source.model, final_cut(source, edits, "module"), {path: dict(values) for path, values in attributes.items()})
+    if model is None:
+        raise PlanError("The plan cuts tensors that this model does not hold itself.")
+    return model

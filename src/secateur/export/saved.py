@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -28,7 +28,7 @@ class Saved(Protocol):
 
     @property
     def proof(self) -> Proof:
-        """How far the smaller model was from the masked dense one."""
+        """How far the smaller model was from its reference."""
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -39,8 +39,8 @@ class Saved(Protocol):
         """Example inputs by name."""
 
     @property
-    def attributes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Attributes of the user's class that follow the new sizes, by module path."""
+    def stages(self) -> Sequence[Mapping[str, Any]]:
+        """Of each run of edits of one kind the ``kind`` of model that came out, and the ``attributes`` of the class that follow."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """Make the smaller model, and prove it equal to the masked dense one."""
 
-from secateur.rewrite.apply import Rewritten, rewrite
+from secateur.rewrite.apply import Rewritten, rewrite, rewrite_factorized
 from secateur.rewrite.compare import Trial
 from secateur.rewrite.cut import Cut
+from secateur.rewrite.factorize import FactorizedLayer, factorize
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
+from secateur.rewrite.recompose import prove_factorized
 from secateur.rewrite.sizes import planned_graph
 from secateur.rewrite.slices import Slices
 from secateur.rewrite.transfer import transfer
@@ -13,14 +15,18 @@ from secateur.rewrite.verify import offenders
 __all__ = [
     "TOLERANCE",
     "Cut",
+    "FactorizedLayer",
     "Proof",
     "Rewritten",
     "Slices",
     "Trial",
+    "factorize",
     "offenders",
     "planned_graph",
     "prove",
+    "prove_factorized",
     "random_like",
     "rewrite",
+    "rewrite_factorized",
     "transfer",
 ]

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture, record
 from secateur.capture.normalize import normalize
 from secateur.capture.program import as_program
+from secateur.capture.trees import copied
+from secateur.capture.values import depends_on_values
 from secateur.errors import ProofError, RewriteError, SecateurError
-from secateur.groups import solve, walk
+from secateur.groups import Solution, solve, walk
+from secateur.plan import Factorize
 from secateur.rewrite.cut import Cut
+from secateur.rewrite.factorize import Batches, FactorizedLayer, factorize
 from secateur.rewrite.graph import rewrite_graph
 from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, shrink_module, tied_names
 from secateur.rewrite.nodes import first_difference
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
 from secateur.rewrite.raising import raise_layers
+from secateur.rewrite.recompose import prove_factorized
 from secateur.rewrite.transfer import transfer
 
 Prefer = Literal["auto", "module", "graph"]
@@ -60,6 +68,55 @@ def rewrite(cut: Cut, *, prefer: Prefer = "auto", tolerance: float = TOLERANCE, 
     return _as_graph(cut, tolerance, seed, (f"the user's class was not kept: {failure}",) if prefer == "auto" else ())
 
 
+def rewrite_factorized(
+    solution: Solution,
+    edits: Sequence[Factorize],
+    batches: Batches | None = None,
+    *,
+    prefer: Prefer = "auto",
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> tuple[Rewritten, list[FactorizedLayer]]:
+    """Put factors in the place of layers, and prove the result equal to the dense model with recomposed weights.
+
+    With ``prefer="auto"`` they go into the user's class; a class that reads the weights of its layers cannot hold them, so then they go
+    into a graph. Raises :class:`ProofError` or :class:`RewriteError` if no result can be proven.
+    """
+    source = solution.walk.capture
+    notes: tuple[str, ...] = ()
+    if prefer != "graph":
+        try:
+            return _with_factors(source, edits, batches, tolerance, seed)
+        except (RewriteError, ProofError) as error:
+            if prefer == "module":
+                raise
+            notes = (f"the user's class was not kept: {error}",)
+    graph = rewrite(Cut(solution, np.zeros(solution.count, dtype=bool)), prefer="graph", tolerance=tolerance, seed=seed)
+    done, rows = _with_factors(graph.capture, edits, batches, tolerance, seed)
+    return replace(done, kind="graph", notes=(*notes, *graph.notes)), rows
+
+
+def _with_factors(
+    source: Capture, edits: Sequence[Factorize], batches: Batches | None, tolerance: float, seed: int
+) -> tuple[Rewritten, list[FactorizedLayer]]:
+    model, rows = factorize(source, edits, batches)
+    small = _quiet_record(model, source)
+    _run_plainly(model, source)
+    proof = prove_factorized(source, model, small.program, [row.layer for row in rows], tolerance=tolerance, seed=seed)
+    return Rewritten(model, "module", proof, small), rows
+
+
+def _run_plainly(model: nn.Module, source: Capture) -> None:
+    """Run a model as its user does: fused kernels, which are kept off while recording, read weights of layers past their forward."""
+    args, kwargs = pytree.tree_unflatten(copied(source.flat_inputs()), source.in_spec)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            copy.deepcopy(model).eval()(*args, **kwargs)
+    except Exception as error:
+        raise RewriteError(f"the forward of {type(model).__name__} does not run on factors: {_first_line(error)}") from error
+
+
 def _inputs(source: Capture, seed: int) -> list[list[Any]]:
     flat = source.flat_inputs()
     return [flat, random_like(flat, seed + 1)]
@@ -80,7 +137,7 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
             proof = prove(
                 cut,
                 small.program,
-                inputs if source.how == "export" or _same_calls(source) else inputs[:1],
+                inputs if source.how == "export" or not depends_on_values(source.graph) else inputs[:1],
                 tolerance=tolerance,
                 seed=seed,
                 rename=tied_names(source),
@@ -96,11 +153,6 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
 def _normal_form(small: Capture) -> torch.fx.GraphModule:
     """The smaller program in the form in which the dense one was analysed."""
     return normalize(small).program
-
-
-def _same_calls(source: Capture) -> bool:
-    """Whether the recorded calls do not depend on the values of the inputs."""
-    return not any("item" in str(n.target) or "nonzero" in str(n.target) or "nms" in str(n.target) for n in source.graph.nodes)
 
 
 def _merged(first: Attributes, second: Attributes) -> Attributes:

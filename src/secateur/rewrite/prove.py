@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Proof:
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
     dtype: str = "float64"
+    reference: str = "the masked dense model"
+    """What the smaller model was found equal to."""
 
     @property
     def holds(self) -> bool:
@@ -88,7 +90,7 @@ def _trials(
     notes: tuple[str, ...] = ()
     dense = perturbed_leaves(capture, inputs[0], seed)
     reference = [Masked(cut, dense).outputs(x) for x in inputs]
-    if not _finite(reference[0]):
+    if not is_finite(reference[0]):
         dense, notes = {}, ("perturbed weights gave values that are not finite: the model's own weights were used",)
         reference = [Masked(cut, dense).outputs(x) for x in inputs]
     small = smaller_leaves(cut, dense, program, rename)
@@ -101,13 +103,28 @@ def _trials(
             trials.append(compare_nodes(cut, known, flat, dense, smaller_leaves(cut, dense, known, rename)))
             continue
         trials.append(compare(reference[number], found, other, "the given inputs" if number == 0 else f"random inputs {number}"))
-    worst = max((_worse(t) for t in trials), key=lambda e: math.inf if math.isnan(e) else e)
-    return Proof(worst, tolerance, tuple(trials), notes)
+    return Proof(worst_of(trials), tolerance, tuple(trials), notes)
+
+
+def worst_of(trials: Sequence[Trial]) -> float:
+    """The largest figure of all trials; NaN is larger than any number."""
+    return max((_worse(t) for t in trials), key=lambda e: math.inf if math.isnan(e) else e)
+
+
+def join_proofs(proofs: Sequence[Proof]) -> Proof:
+    """One proof of stages that follow each other, with the trials of all."""
+    if len(proofs) == 1:
+        return proofs[0]
+    trials = tuple(replace(trial, inputs=f"{trial.inputs}, against {proof.reference}") for proof in proofs for trial in proof.trials)
+    notes = tuple(dict.fromkeys(note for proof in proofs for note in proof.notes))
+    references = tuple(dict.fromkeys(proof.reference for proof in proofs))
+    return replace(proofs[0], error=worst_of(trials), trials=trials, notes=notes, reference=", then to ".join(references))
 
 
 def _worse(trial: Trial) -> float:
     return trial.error if math.isnan(trial.error) else max(trial.error, trial.sensitivity)
 
 
-def _finite(outputs: Sequence[Any]) -> bool:
+def is_finite(outputs: Sequence[Any]) -> bool:
+    """Whether all outputs are free of NaN and infinity."""
     return all(bool(torch.isfinite(o).all()) for o in outputs if isinstance(o, Tensor) and o.is_floating_point())

@@ -1,4 +1,4 @@
-"""A study of a model: what can be cut, what can't and why, and plans for cutting it. Nothing is changed."""
+"""A study of a model: what can be cut or factorized, what can't and why, and plans for it. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,31 @@ from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, e
 from secateur.capture import Capture, capture, normalise_inputs, training_branches
 from secateur.capture.normalize import normalize
 from secateur.capture.pause import collector_paused
-from secateur.errors import PlanError, SelectionError
+from secateur.decompose import DecomposableLayers, Decomposition, captured_layers
+from secateur.errors import SelectionError
 from secateur.groups import ChannelGroup, Solution, build_groups, solve, walk
 from secateur.groups.coverage import Coverage, coverage
 from secateur.layers import Layer, Layers
 from secateur.measure import count_macs
 from secateur.measure.macs import MacCount
-from secateur.plan import Plan, fingerprint
+from secateur.plan import Edit, Fit, Plan, fingerprint
 from secateur.rewrite import Cut, offenders
+from secateur.rewrite.planned import planned_cut
 from secateur.score import L2, Combine, Scorer, calibrate, gather, needs_data, score_groups
+from secateur.score.batches import Data
+from secateur.study.calibration import Calibration, calibration
+from secateur.study.decomposition import USUAL, Budget, Decompose, RankChoice, choose_factors
+from secateur.study.stages import stages
 from secateur.target import Target, reach
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was planned for the dense model so far, and what that model takes."""
+
+    plan: Plan
+    macs: int
+    parameters: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +50,8 @@ class Study:
     capture: Capture
     solution: Solution
     groups: tuple[ChannelGroup, ...]
+    start: Start | None = None
+    """What was done to the dense model before, if this is not the dense model itself."""
 
     @property
     def model(self) -> nn.Module:
@@ -138,9 +155,85 @@ class Study:
             )
             return self._legal(allocation, tuple(indices or ()))
 
-        allocation = reach(target, choose, self.cut_of, self.macs, ratio) if target else choose(ratio)
+        allocation = reach(self._within(target), choose, self.cut_of, self.macs, ratio) if target else choose(ratio)
         settings = _settings(criterion, allocator, options, (*settling, *allocation.notes), ratio, target)
-        return Plan(allocation.edits(self.groups), self.fingerprint, settings)
+        return self._planned(allocation.edits(self.groups), settings)
+
+    def plan_decomposition(
+        self,
+        method: Decomposition | Sequence[Decomposition] = USUAL,
+        *,
+        rank: RankChoice | Mapping[str, RankChoice] | None = None,
+        target: Target | None = None,
+        exclude: Sequence[Leave] = (),
+        data: Data | Calibration | None = None,
+        samples: int | None = 64,
+        fit: Fit | None = None,
+        correct_bias: bool = True,
+        round_to: int = 1,
+        accept_dearer: bool = False,
+    ) -> Plan:
+        """Decide which layers are factorized, and at what ranks; nothing is changed.
+
+        The plan holds methods, ranks and settings, no factors: those are computed when it is applied, from the weights and, unless
+        they are fitted to the weights alone, from calibration data given there.
+
+        Args:
+            method: how layers are factorized; of several, the first that applies to a layer, or with a target the one that loses least.
+            rank: the rank of every layer, or by name or glob: a number, a number for each mode (Tucker: in, out), or a rule such as
+                ``ByRatio``, ``ByEnergy`` or ``ByVBMF``, which is the default. A layer that a name asks for must come out cheaper;
+                one that a glob or a rule for all reaches stays as it is otherwise, and a note says why.
+            target: what may remain of the model's MACs or parameters; the ranks of all layers are chosen together for the least error.
+            exclude: layers to leave alone: names, globs, types or predicates.
+            data: calibration data. Ranks for a target then weigh errors of outputs, and factors are fitted to them.
+            fit: ``"weights"``, ``"inputs"`` or ``"sequential"``; by default ``"inputs"`` where there are data.
+            correct_bias: let biases take up the mean of what is lost, where there are data.
+            round_to: with a target, ranks are multiples of it.
+            accept_dearer: take ranks that make a layer dearer.
+
+        Raises:
+            SelectionError: a name or glob matches no layer, a layer asked for by name cannot be made cheaper so, or a target
+                cannot be reached.
+
+        Example:
+            >>> import torch, secateur as sc
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3))
+            >>> sc.study(model, torch.randn(1, 3, 8, 8)).plan_decomposition(sc.Tucker(), rank={"2": (8, 8)}).factorizations[0].rank
+            (8, 8)
+        """
+        held = calibration(self.capture, data, samples)
+        wish = Decompose(method, rank, fit, correct_bias, round_to, accept_dearer)
+        budget = None if target is None else Budget.of_target(target, self._within(target), self.macs.total, self.parameters)
+        edits, notes = choose_factors(self.capture, self.decomposable, wish, exclude=exclude, budget=budget, held=held)
+        return self._planned(edits, {**_versions(), "decomposition": wish.to_json(target, held), "notes": list(notes)})
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the parameters that the graph reads."""
+        return sum(t.numel() for t in self.weights.values() if isinstance(t, nn.Parameter))
+
+    @cached_property
+    def decomposable(self) -> DecomposableLayers:
+        """The table of layers that can be factorized, by which methods, and why the others cannot."""
+        return captured_layers(self.capture)
+
+    def _within(self, target: Target) -> Target:
+        """A target for the dense model as one for what the plan before left of it."""
+        if self.start is None:
+            return target
+        dense, own = (self.start.macs, self.macs.total) if target.macs is not None else (self.start.parameters, self.parameters)
+        fraction = target.fraction * dense / max(own, 1)
+        if fraction >= 1:
+            raise SelectionError(f"{target} is reached already: what was planned before leaves {own / dense:.1%}.")
+        return Target(macs=fraction) if target.macs is not None else Target(parameters=fraction)
+
+    def _planned(self, edits: Sequence[Edit], settings: Mapping[str, Any]) -> Plan:
+        """A plan of these edits, after those that were made before."""
+        if self.start is None:
+            return Plan(tuple(edits), self.fingerprint, settings)
+        before = self.start.plan
+        notes = [*before.settings.get("notes", ()), *settings.get("notes", ())]
+        return Plan((*before.edits, *edits), before.fingerprint, {**before.settings, **settings, "notes": notes})
 
     def cut_of(self, remove: Mapping[str, Iterable[int]]) -> Cut:
         """The cut that removes these channels, by group."""
@@ -152,18 +245,32 @@ class Study:
     def cut(self, plan: Plan) -> Cut:
         """The cut that a plan asks for. Raises :class:`PlanError` if the plan belongs to another model."""
         plan.check(self.fingerprint)
-        known = {g.name: g for g in self.groups}
-        for edit in plan.prunes:
-            group = known.get(edit.group)
-            if group is None or group.size != edit.size:
-                text = f"The plan cuts {edit.group!r} with {edit.size} channels, which this model does not have."
-                raise PlanError(f"{text} Make the plan anew.")
-            if not group.prunable:
-                raise PlanError(f"The plan cuts {edit.group!r}, which stays whole: {group.reason}")
-        cut = self.cut_of({e.group: e.remove for e in plan.prunes})
-        if (found := offenders(cut, self.groups)) is not None:
-            raise PlanError(f"The plan cannot be carried out: {found[0]}. It comes from {', '.join(sorted(found[1]))}.")
-        return cut
+        return planned_cut(self.solution, self.groups, plan.prunes)
+
+    def again(self, model: nn.Module, start: Start | None = None) -> Study:
+        """A study of another model on the same inputs."""
+        return replace(study(model, (self.capture.args, dict(self.capture.kwargs))), start=start)
+
+    def after(self, plan: Plan, *, data: Data | Calibration | None = None, samples: int | None = 64) -> Study:
+        """A study of the model that a plan leaves; plans that it makes hold the edits of that plan too, and belong to the dense model.
+
+        So layers are pruned first and what is left is factorized, or the reverse:
+
+        >>> import torch, secateur as sc
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+        >>> found = sc.study(model, torch.randn(2, 32))
+        >>> plan = found.after(found.plan(ratio=0.5)).plan_decomposition(sc.SVD(), rank=8)
+        >>> [type(edit).__name__ for edit in plan.edits]
+        ['Prune', 'Factorize', 'Factorize']
+
+        ``data`` is needed where the plan fits factors to inputs.
+        """
+        plan.check(self.fingerprint)
+        held = calibration(self.capture, data, samples)
+        model = self.model
+        for stage in stages(self, plan.stages, data=held):
+            model = stage.done.model
+        return self.again(model, Start(plan, self.macs.total, self.parameters))
 
     def _legal(self, allocation: Allocation, asked: tuple[str, ...]) -> Allocation:
         """Give back the channels of groups whose choice would leave some tensor empty or ragged."""
@@ -197,9 +304,13 @@ def _settings(
         "ratio": ratio,
         "target": None if target is None else repr(target),
         "notes": list(notes),
-        "secateur": version("secateur"),
-        "torch": torch.__version__,
+        "seed": getattr(criterion, "seed", 0),
+        **_versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {"secateur": version("secateur"), "torch": torch.__version__}
 
 
 def study(model: nn.Module | torch.export.ExportedProgram, inputs: Any = ()) -> Study:

@@ -1,0 +1,92 @@
+"""Where a captured model computes with the weight of a layer, on inputs of what size, and who else reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from secateur.capture.capture import Capture, Fact
+from secateur.decompose.spec import Cost, LayerSpec, Pairs, cost
+
+_PRODUCTS = frozenset(
+    ["aten.linear", "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"]
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer in one run of the model: how many samples there were, and of what spatial size."""
+
+    samples: int
+    size: Pairs
+
+
+@dataclass(frozen=True)
+class Use:
+    """The calls of a layer in the order of the run, or why its weight cannot be replaced by factors."""
+
+    calls: tuple[Call, ...]
+    reason: str | None = None
+
+
+def workload(specs: Sequence[LayerSpec], calls: Sequence[Call]) -> Cost:
+    """Count the parameters of layers that follow each other, and their multiply-adds over all calls; without calls at a nominal size."""
+    if not calls:
+        return cost(specs)
+    each = [cost(specs, call.size) for call in calls]
+    return Cost(each[0].params, sum(call.samples * one.macs for call, one in zip(calls, each, strict=True)))
+
+
+def uses(capture: Capture, layers: Mapping[str, tuple[str, ...]]) -> dict[str, Use]:
+    """Find the uses of layers, given as all names of each by its first, in the order in which the model runs them.
+
+    The graph answers: whoever else reads a weight or shares it, under whatever name, would miss it.
+    """
+    readers = {str(node.target): list(node.users) for node in capture.graph.find_nodes(op="get_attr")}
+    found = {first: _use(capture, names, readers) for first, names in layers.items()}
+    order = {node: place for place, node in enumerate(capture.graph.nodes)}
+    first_runs = {name: min((order[n] for n in _readers(capture, f"{name}.weight", readers)), default=math.inf) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: first_runs[name])}
+
+
+def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx.Node]]) -> Use:
+    for role in ("weight", "bias"):
+        every = next((all_names for all_names in capture.tied.values() if f"{names[0]}.{role}" in all_names), ())
+        others = [name for name in every if name not in {f"{own}.{role}" for own in names}]
+        if others:
+            return Use((), f"its {role} is shared with {others[0]}, from which factors would part it")
+        strangers = [node for node in _readers(capture, f"{names[0]}.{role}", readers) if not _is_own_call(node, role, names)]
+        if strangers:
+            where = strangers[0].meta.get("module") or "the model itself"
+            return Use((), f"its {role} is read by {where} ({strangers[0].target}), not by the layer alone")
+    called = [node for node in _readers(capture, f"{names[0]}.weight", readers) if node.op == "call_function"]
+    if not called:
+        return Use((), "the model does not run it on these inputs")
+    return Use(tuple(_calls(called)))
+
+
+def _readers(capture: Capture, name: str, readers: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
+    first = next((first for first, names in capture.tied.items() if name in names), name)
+    return readers.get(first, [])
+
+
+def _is_own_call(node: fx.Node, role: str, names: tuple[str, ...]) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or str(target.overloadpacket) not in _PRODUCTS:
+        return False
+    place = [argument.name for argument in target._schema.arguments].index(role)
+    operand: Any = node.args[place] if place < len(node.args) else node.kwargs.get(role)
+    return isinstance(operand, fx.Node) and operand.op == "get_attr" and node.meta.get("module", "") in names
+
+
+def _calls(nodes: Sequence[fx.Node]) -> Iterator[Call]:
+    for node in nodes:
+        source, weight = (argument.meta["fact"] for argument in node.all_input_nodes[:2])
+        assert isinstance(source, Fact)
+        axes = len(weight.shape) - 2
+        yield Call(math.prod(source.shape[: len(source.shape) - axes - 1]), source.shape[len(source.shape) - axes :])

@@ -20,7 +20,7 @@ from secateur.export import load
 from secateur.layers import Layer, Layers
 from secateur.pipeline import apply, compress
 from secateur.plan import Factorize, Plan, Prune
-from secateur.recover import reestimate_batch_norm
+from secateur.recover import Refit, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
@@ -56,6 +56,7 @@ __all__ = [
     "ProofError",
     "Prune",
     "Random",
+    "Refit",
     "Result",
     "RewriteError",
     "SNP",

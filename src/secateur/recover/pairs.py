@@ -1,0 +1,173 @@
+"""Layers of the dense model beside what a cut left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from secateur.errors import SelectionError
+from secateur.groups.solve import Mask
+from secateur.recover.readers import Reader, readers, shape
+from secateur.recover.recovery import Change, own_tensors
+from secateur.recover.regression import Fit, Sums, fit
+from secateur.recover.residual import Residual, residual_of
+from secateur.rewrite import Cut, Slices
+
+Scope = Literal["readers", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A layer of the dense model and what is left of it."""
+
+    dense: Reader
+    small: Reader
+    weight: Tensor
+    """Of the smaller program; fitted in place."""
+    full: Tensor
+    """The dense weight with the rows that are kept."""
+    offset: Tensor | None
+    """The bias, or the running mean behind, of the smaller program."""
+    mean: Tensor | None
+    """What the running mean behind is in the dense model."""
+    places: Places
+    """What of the dense layer's outputs is still made."""
+    inputs: Tensor
+    """Kept inputs, for a fit by channels."""
+    by_channel: bool
+    residual: Residual | None
+
+    @property
+    def layer(self) -> str:
+        """The layer's name."""
+        return self.small.weight.rpartition(".")[0] or self.small.weight
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that change."""
+        return (self.small.weight, *([self.small.offset[1]] if self.small.offset else []))
+
+    def empty(self) -> Sums:
+        """Sums of the right shape."""
+        if self.by_channel:
+            return Sums.zeros(1, len(self.inputs), self.full.shape[1], self.weight.device)
+        matrix = self.small.matrix(self.weight)
+        return Sums.zeros(matrix.shape[0], matrix.shape[2], matrix.shape[1], self.weight.device)
+
+    def gather(self, sums: Sums, source: Tensor, inputs: Tensor, outputs: Tensor) -> None:
+        """Add one batch: the dense layer's inputs, the small one's, and the dense outputs that are kept."""
+        if self.by_channel:
+            x, y = (v.movedim(self.small.channel_dim, -1).reshape(1, -1, v.shape[self.small.channel_dim]) for v in (inputs, source))
+            sums.add(x, y)
+            return
+        for x, y in self.small.rows(inputs, outputs):
+            sums.add(x, y)
+
+    def settle(self, folds: Sequence[Sums], ridge: float | None) -> Change:
+        """Fit the weights of the smaller program."""
+        if not sum(f.count for f in folds):
+            raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+        found = self._by_channel(folds, ridge) if self.by_channel else self._by_patch(folds, ridge)
+        chosen = f"ridge {found.ridge:g}" + (", by channels" if self.by_channel else "")
+        return Change(found.before, found.after, chosen)
+
+    def _by_patch(self, folds: Sequence[Sums], ridge: float | None) -> Fit:
+        prior = self.small.matrix(self.weight.detach())
+        found = fit(folds, prior, self._shift(prior), ridge=ridge)
+        self.weight.copy_(self.small.stored(found.matrix, self.weight))
+        self._set_shift(found.shift.flatten())
+        return found
+
+    def _by_channel(self, folds: Sequence[Sums], ridge: float | None) -> Fit:
+        prior = torch.zeros(1, self.full.shape[1], len(self.inputs), dtype=folds[0].xx.dtype)
+        prior[0, self.inputs, torch.arange(len(self.inputs))] = 1
+        found = fit(folds, prior, prior.new_zeros(1, self.full.shape[1]) if self.offset is not None else None, ridge=ridge)
+        full = self.full.to(found.matrix)
+        self.weight.copy_(torch.einsum("oi...,ij->oj...", full, found.matrix[0]))
+        own = self._dense_bias
+        self._set_shift(full.flatten(2).sum(2) @ found.shift[0] + (0 if own is None else own.to(found.shift)))
+        return found
+
+    @property
+    def _dense_bias(self) -> Tensor | None:
+        return self.offset.detach().clone() if self.small.offset and self.small.offset[0] == "bias" and self.offset is not None else None
+
+    def _shift(self, prior: Tensor) -> Tensor | None:
+        if self.offset is None:
+            return None
+        now = self.offset.detach() if self.mean is None else self.mean - self.offset
+        return now.reshape(prior.shape[:2])
+
+    def _set_shift(self, shift: Tensor) -> None:
+        if self.offset is not None:
+            self.offset.copy_(shift if self.mean is None else self.mean.to(shift) - shift)
+
+
+def pairs_of(cut: Cut, program: fx.GraphModule, scope: Scope, patch_limit: int) -> tuple[list[Pair], dict[str, str]]:
+    """The layers in scope that can be fitted, in the order of the graph, and why others cannot."""
+    capture, slices = cut.solution.walk.capture, Slices.of(cut)
+    dense, refused = readers(capture.graph)
+    small, _ = readers(program.graph)
+    losing = [n for n in dense if _input_dim(dense[n]) in slices.kept.get(n, {})]
+    behind = list(dense)[list(dense).index(losing[0]) :] if losing else []
+    pairs, skipped = [], {n: why for n, why in refused.items() if 1 in slices.kept.get(n, {})}
+    for name in behind if scope == "all" else losing:
+        found = _pair(cut, slices, dense[name], small[name], patch_limit)
+        if isinstance(found, Pair):
+            pairs.append(found)
+        else:
+            skipped[name] = found
+    return pairs, skipped
+
+
+def _input_dim(reader: Reader) -> int:
+    return 0 if reader.transposed else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The positions along each dimension of a dense tensor that stay."""
+
+    kept: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, cut: Cut, node: fx.Node) -> Places:
+        """The positions of a node's output; all rows of it must keep the same ones."""
+        fields = cut.fields(node)
+        masks = {d: cut.along(fields, d, size) for d, size in enumerate(shape(node)) if size > 1}
+        return cls({d: _positions(mask, len(mask)) for d, mask in masks.items() if not mask.all()})
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The part of a tensor that stays."""
+        for dim, positions in self.kept.items():
+            values = values.index_select(dim, positions.to(values.device))
+        return values
+
+
+def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: int) -> Pair | str:
+    capture, root = cut.solution.walk.capture, small.node.graph.owning_module
+    assert root is not None
+    tensors = own_tensors(root)
+    full, weight = capture.leaf(dense.weight).detach(), tensors[small.weight]
+    masks = slices.kept.get(dense.weight, {})
+    rows = _positions(masks.get(1 - _input_dim(dense)), full.shape[1 - _input_dim(dense)])
+    if len(rows) != weight.shape[1 - _input_dim(dense)]:
+        return "its outputs go with whole groups of inputs"
+    by_channel = small.groups == 1 and small.taps > 1 and weight[0].numel() > patch_limit
+    if small.matrix(weight).shape[2] > patch_limit and small.groups > 1:
+        return f"it has more than {patch_limit} inputs and taps in each of several groups"
+    inputs = _positions(masks.get(_input_dim(dense)), full.shape[_input_dim(dense)]) if small.groups == 1 else rows
+    offset = tensors[small.offset[1]] if small.offset else None
+    is_mean = small.offset is not None and small.offset[0] == "running_mean"
+    mean = slices.apply(small.offset[1], capture.leaf(small.offset[1])).detach() if small.offset and is_mean else None
+    full, residual = full.index_select(1 - _input_dim(dense), rows), residual_of(cut, dense, small, rows)
+    return Pair(dense, small, weight, full, offset, mean, Places.of(cut, dense.node), inputs, by_channel, residual)
+
+
+def _positions(mask: Mask | None, size: int) -> Tensor:
+    return torch.arange(size) if mask is None else torch.as_tensor(np.flatnonzero(mask))

@@ -1,0 +1,206 @@
+"""Layers of a graph whose weights can be fitted to what comes in and what should come out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from secateur.capture.capture import Fact
+
+CHUNK = 1 << 22
+"""Elements of input rows that are laid out at once; bounds memory, changes nothing else."""
+
+_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
+_PRODUCTS = ("aten.mm", "aten.matmul")
+Offset = Literal["bias", "running_mean"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its inputs."""
+
+    extent: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def taps(self) -> int:
+        """Positions under the kernel."""
+        return math.prod(self.extent)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One call that multiplies activations by a stored weight, and where a shift of its outputs can go."""
+
+    node: fx.Node
+    source: fx.Node
+    weight: str
+    offset: tuple[Offset, str] | None
+    """The bias, or the running mean of a batch norm right behind (which takes a shift with the sign turned)."""
+    geometry: Geometry | None = None
+    transposed: bool = False
+    """Whether the stored matrix is ``(in, out)``."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that do not see each other."""
+        return self.geometry.groups if self.geometry else 1
+
+    @property
+    def taps(self) -> int:
+        """Positions of the input that one output sees, for each channel."""
+        return self.geometry.taps if self.geometry else 1
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of inputs and outputs along which channels lie."""
+        return -1 if self.geometry is None else -1 - len(self.geometry.extent)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as ``(groups, out, in * taps)``."""
+        rows = weight.T if self.transposed else weight
+        return rows.reshape(self.groups, rows.shape[0] // self.groups, -1)
+
+    def stored(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The matrix in the form of the stored weight."""
+        return (matrix[0].T if self.transposed else matrix).reshape(like.shape).to(like)
+
+    def rows(self, inputs: Tensor, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs ``(groups, n, in * taps)`` and the outputs ``(groups, n, out)`` that belong to them, some samples at a time."""
+        if self.geometry is None:
+            yield inputs.reshape(1, -1, inputs.shape[-1]), outputs.reshape(1, -1, outputs.shape[-1])
+            return
+        inputs, outputs = self._batched(inputs), self._batched(outputs)
+        step = max(1, CHUNK // max(1, outputs[0, 0].numel() * inputs.shape[1] * self.taps))
+        for x, y in zip(torch.split(inputs, step), torch.split(outputs, step), strict=True):
+            yield _patches(x, self.geometry), _positions(y, self.groups)
+
+    def _batched(self, values: Tensor) -> Tensor:
+        assert self.geometry is not None
+        return values.unsqueeze(0) if values.ndim == len(self.geometry.extent) + 1 else values
+
+
+def readers(graph: fx.Graph) -> tuple[dict[str, Reader], dict[str, str]]:
+    """All calls whose weight can be fitted, by weight, in the order of the graph; and why others with a weight cannot."""
+    uses = _uses(graph)
+    found: dict[str, Reader] = {}
+    refused: dict[str, str] = {}
+    for node in graph.nodes:
+        given = arguments(node)
+        weight = leaf(given.get("weight") or given.get("mat2") or given.get("other"))
+        if weight is None or not _multiplies(node):
+            continue
+        reader = _reader(node, given, uses)
+        if uses[weight] > 1:
+            refused[weight] = f"its weight is used {uses[weight]} times"
+        elif isinstance(reader, str):
+            refused[weight] = reader
+        else:
+            found[weight] = reader
+    return found, refused
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by the names of its schema, defaults included."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    named = {a.name: a.default_value if a.has_default_value() else None for a in node.target._schema.arguments}
+    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
+
+
+def packet(node: fx.Node) -> str:
+    """The name of a call's operator, without its overload."""
+    return str(node.target.overloadpacket) if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def leaf(value: Any) -> str | None:
+    """The name of the stored tensor that an argument is."""
+    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else None
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor, in the dense graph if the node is a copy."""
+    fact: Any = node.meta.get("origin", node).meta["fact"]
+    assert isinstance(fact, Fact)
+    return fact.shape
+
+
+def _multiplies(node: fx.Node) -> bool:
+    return packet(node) in ("aten.linear", "aten.addmm", *_PRODUCTS) or "aten.conv" in packet(node)
+
+
+def _uses(graph: fx.Graph) -> Mapping[str, int]:
+    uses: dict[str, int] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
+    return uses
+
+
+def _reader(node: fx.Node, given: Mapping[str, Any], uses: Mapping[str, int]) -> Reader | str:
+    name = packet(node)
+    if name == "aten.linear":
+        return Reader(node, given["input"], leaf(given["weight"]) or "", _offset(node, given["bias"], uses))
+    if name in _CONVOLUTIONS:
+        source, geometry = given["input"], _geometry(given)
+        return Reader(node, source, leaf(given["weight"]) or "", _offset(node, given["bias"], uses), geometry)
+    if name == "aten.addmm":
+        plain = given["beta"] == given["alpha"] == 1
+        offset = _offset(node, given["self"], uses)
+        return Reader(node, given["mat1"], leaf(given["mat2"]) or "", offset, transposed=True) if plain else "it is scaled"
+    if name in _PRODUCTS:
+        other = given.get("mat2") or given.get("other")
+        flat = isinstance(other, fx.Node) and len(shape(other)) == 2
+        return Reader(node, given["self"], leaf(other) or "", None, transposed=True) if flat else "its weight is no matrix"
+    return f"{name} is not fitted"
+
+
+def _geometry(given: Mapping[str, Any]) -> Geometry:
+    extent = shape(given["weight"])[2:]
+    stride, dilation = (_repeated(given[key], len(extent)) for key in ("stride", "dilation"))
+    padding = given["padding"]
+    if isinstance(padding, str):
+        totals = [d * (k - 1) if padding == "same" else 0 for k, d in zip(extent, dilation, strict=True)]
+        sides = tuple((total // 2, total - total // 2) for total in totals)
+    else:
+        sides = tuple((p, p) for p in _repeated(padding, len(extent)))
+    return Geometry(extent, stride, sides, dilation, given["groups"])
+
+
+def _repeated(value: Any, rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
+def _offset(node: fx.Node, bias: Any, uses: Mapping[str, int]) -> tuple[Offset, str] | None:
+    name = leaf(bias)
+    if name is not None and uses[name] == 1 and isinstance(bias, fx.Node) and len(shape(bias)) == 1:
+        return "bias", name
+    behind = next(iter(node.users)) if len(node.users) == 1 else None
+    if behind is None or packet(behind) != "aten.batch_norm":
+        return None
+    given = arguments(behind)
+    mean = leaf(given["running_mean"])
+    taken = given["input"] is node and not given["training"] and mean is not None and uses[mean] == 1
+    return ("running_mean", mean) if taken and mean is not None else None
+
+
+def _patches(inputs: Tensor, geometry: Geometry) -> Tensor:
+    axes = len(geometry.extent)
+    padded = functional.pad(inputs, [side for pair in reversed(geometry.padding) for side in pair])
+    for axis, (k, s, d) in enumerate(zip(geometry.extent, geometry.stride, geometry.dilation, strict=True)):
+        padded = padded.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    grouped = torch.unflatten(padded, 1, (geometry.groups, -1)).movedim(2, 2 + axes)
+    return grouped.movedim(1, 0).flatten(-axes - 1).flatten(1, -2)
+
+
+def _positions(outputs: Tensor, groups: int) -> Tensor:
+    return torch.unflatten(outputs, 1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)

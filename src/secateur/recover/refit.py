@@ -1,0 +1,94 @@
+"""Fit the layers that read what is left anew, so that their outputs stay as near to the dense model's as they can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.errors import SelectionError
+from secateur.recover.paired import bytes_at
+from secateur.recover.pairs import Pair, Scope, pairs_of
+from secateur.recover.recovery import Recovered, load_values, own_tensors, write_back
+from secateur.recover.sweep import Sweep
+from secateur.rewrite import Cut
+from secateur.rewrite.graph import rewrite_graph
+from secateur.score.batches import Batch, Data, batches
+from secateur.score.progress import with_progress
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Refit in closed form what reads pruned channels: inputs of the compressed model, outputs of the dense one.
+
+        min_{W', b'} E ||W x + b - W' x' - b'||^2 + ridge mean(var x') ||W' - W_kept||^2
+
+    with x the dense model's inputs of a layer and x' those that the compressed model gives it. Layers are fitted in the
+    order of the graph, so that x' has all earlier fits in it. Where a layer's outputs are added to others that were computed
+    before, as at the end of a residual block, the error of these is added to the target. A batch norm right behind a layer
+    without bias takes up the shift in its running mean; where nothing can, moments are taken about zero.
+
+    Memory: only second moments are gathered, ``(in * taps)^2`` numbers a layer. A convolution with more than
+    ``patch_limit`` inputs times taps is fitted by the covariance of its channels, the same for all taps. Between two fits
+    the activations that wait for use are held for all samples if they take ``memory_gib`` at most, and the calibration data
+    are run once; else nothing is held and the data are run ``passes`` times, each time for a run of layers that are fitted
+    together, each on inputs from the dense model's outputs of the one before.
+
+    He, Zhang, Sun, ICCV 2017 (least squares on the kept inputs; sums of branches).
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(64, 4)
+        >>> study = sc.study(model, x)
+        >>> plan = study.plan(ratio=0.5)
+        >>> result = sc.apply(study, plan)
+        >>> change = Refit()(result.model, study.cut(plan), x).changes["2"]
+        >>> change.after < change.before
+        True
+    """
+
+    ridge: float | None = None
+    """The same ridge for all layers; by default each layer's is the best on one half of the batches, fitted to the other."""
+    scope: Scope = "all"
+    """Fit all layers from the first on that lost inputs, since they see what went wrong before, or only those that lost inputs."""
+    samples: int | None = 256
+    """Use so many samples at most."""
+    patch_limit: int = 2304
+    """Inputs times taps up to which a convolution is fitted tap by tap."""
+    memory_gib: float = 2.0
+    """Hold activations between fits if they take no more than this."""
+    passes: int = 4
+    """Run the data so often where activations are not held."""
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
+        """Fit in place; raises :class:`~secateur.errors.SelectionError` without data."""
+        if data is None:
+            raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
+        program = rewrite_graph(cut)
+        load_values(program, model)
+        pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit)
+        given = list(batches(data, cut.solution.walk.capture, samples=self.samples)) if pairs else []
+        sweep = Sweep(cut, program, given, self._holds(pairs, given, cut))
+        changes = {}
+        for stage in with_progress(_stages(pairs, len(pairs) if sweep.held else self.passes), "Fitting layers"):
+            for pair, folds in zip(stage, sweep.sums(stage), strict=True):
+                changes[pair.layer] = pair.settle(folds, self.ridge)
+        touched = {name for pair in pairs for name in pair.names}
+        write_back({n: t for n, t in own_tensors(program).items() if n in touched}, model, cut.solution.walk.capture)
+        return Recovered("refit", changes, skipped, sum(b.valid for b in given))
+
+    def _holds(self, pairs: Sequence[Pair], given: Sequence[Batch], cut: Cut) -> bool:
+        size = bytes_at(cut.solution.walk.capture.graph, [p.dense.node for p in pairs])
+        return 2 * size * len(given) <= self.memory_gib * GIB
+
+
+def _stages(pairs: Sequence[Pair], count: int) -> list[list[Pair]]:
+    """Pairs in the order of the graph, in so many runs of nearly equal length."""
+    return [[pairs[i] for i in part] for part in np.array_split(range(len(pairs)), max(1, min(count, len(pairs)))) if len(part)]

@@ -1,0 +1,218 @@
+"""Refitting what reads the channels that are left."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import CASES, Case, call, studied, vary
+from secateur.errors import SelectionError
+from secateur.pipeline import apply
+from secateur.plan import Plan
+from secateur.recover import Recovered, Refit
+from secateur.recover.paired import Steps, bytes_at
+from secateur.recover.readers import readers
+from secateur.result import Result
+from secateur.study import Study, study
+
+NAMES = ("residual", "grouped", "separable", "channel_shuffle", "weight_norm", "flatten", "fused_qkv", "library_attention", "mixer")
+SOME = [case for case in CASES if case.name in (*NAMES, "reused", "decoder_1d", "language_model")]
+
+
+def cut(model: nn.Module, inputs: Any, **wishes: Any) -> tuple[Study, Plan, Result]:
+    found = study(model.eval(), inputs)
+    plan = found.plan(**wishes)
+    return found, plan, apply(found, plan)
+
+
+def refitted(found: Study, plan: Plan, result: Result, data: Any, how: Refit | None = None) -> Recovered:
+    return (how or Refit())(result.model, found.cut(plan), data)
+
+
+def images(count: int = 24) -> Tensor:
+    return torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+
+
+def dependent(**first: Any) -> nn.Sequential:
+    """Eight channels that are mixtures of two, so that any two can stand for all (any three where there is a bias)."""
+    return nn.Sequential(nn.Conv2d(2, 8, 1, **first), nn.Conv2d(8, 5, 3)).double()
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
+def test_no_shape_changes_and_no_layer_fits_worse(case: Case) -> None:
+    found = studied(case)
+    plan = found.plan(ratio=0.4)
+    result = apply(found, plan)
+    shapes = {name: tensor.shape for name, tensor in result.model.state_dict().items()}
+    torch.manual_seed(5)
+    batches = [case.example(2) for _ in range(8)]
+    changed = refitted(found, plan, result, [b if isinstance(b, tuple | dict) else (b,) for b in batches])
+    assert changed.changes
+    assert {name: tensor.shape for name, tensor in result.model.state_dict().items()} == shapes
+    assert all(change.after <= change.before * (1 + 1e-6) + 1e-9 for change in changed.changes.values())
+    with torch.no_grad():
+        assert all(torch.isfinite(t).all() for t in [call(result.model, batches[0])] if isinstance(t, Tensor))
+
+
+@pytest.mark.parametrize("patch_limit", [2304, 1], ids=["patches", "channels"])
+@pytest.mark.parametrize("first", [{"bias": False}, {"padding": 1, "bias": False}, {}], ids=["linear", "padded", "affine"])
+def test_dependent_channels_are_made_up_for_exactly(patch_limit: int, first: dict[str, Any]) -> None:
+    x = images().double()
+    found, plan, result = cut(dependent(**first), x[:8], ratio=0.5)
+    before = (result.model(x) - found.model(x)).abs().max()
+    refitted(found, plan, result, x, Refit(ridge=0, patch_limit=patch_limit))
+    assert before > 0.1
+    torch.testing.assert_close(result.model(x), found.model(x))
+
+
+def test_values_that_the_model_has_by_now_are_fitted_to() -> None:
+    x = images().double()
+    found, plan, result = cut(dependent(), x[:8], ratio=0.5)
+    with torch.no_grad():
+        result.model[0].weight *= 3
+    refitted(found, plan, result, x, Refit(ridge=0))
+    torch.testing.assert_close(result.model(x), found.model(x))
+
+
+def test_nothing_is_fitted_where_nothing_was_cut() -> None:
+    found, plan, result = cut(dependent(), images()[:8].double(), ratios={})
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    assert not refitted(found, plan, result, images().double()).changes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
+
+
+def test_a_batch_norm_takes_the_shift_where_there_is_no_bias() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    x = images()
+    found, plan, result = cut(model, x[:8], ratios={"0": 0.5})
+    refitted(found, plan, result, x, Refit(ridge=math.inf, scope="readers"))
+    torch.testing.assert_close(result.model[:4](x).mean((0, 2, 3)), found.model[:4](x).mean((0, 2, 3)))
+    assert torch.equal(result.model[2].weight, model[2].weight[:, [i for i in range(8) if i not in plan.prunes[0].remove]])
+
+
+def test_without_bias_and_batch_norm_nothing_is_shifted() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    x = torch.randn(64, 3)
+    found, plan, result = cut(model, x[:8], ratio=0.5)
+    change = refitted(found, plan, result, x).changes["2"]
+    assert result.model[2].bias is None
+    assert change.after < change.before
+
+
+def test_layers_are_fitted_on_what_earlier_fits_give() -> None:
+    """A fit of the last layer alone leaves more of the error than a fit of both."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)).double()
+    x = torch.randn(256, 3, dtype=torch.float64)
+    found, plan, result = cut(model, x[:64], ratio=0.5)
+    changes = refitted(found, plan, result, x, Refit(ridge=0)).changes
+    errors = (result.model(x) - found.model(x)).square().mean(0).sum() / found.model(x).var(0, correction=0).sum()
+    assert list(changes) == ["2", "4"]
+    assert errors.item() == pytest.approx(changes["4"].after)
+
+
+def test_running_the_data_for_each_layer_gives_what_holding_gives() -> None:
+    case = next(c for c in CASES if c.name == "residual")
+    found = studied(case)
+    plan = found.plan(ratio=0.4)
+    states = []
+    for how in (Refit(), Refit(memory_gib=0, passes=99)):
+        result = apply(found, plan)
+        torch.manual_seed(5)
+        refitted(found, plan, result, [(case.example(2),) for _ in range(4)], how)
+        states.append(result.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_what_waits_between_two_fits_is_counted() -> None:
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 5))
+    graph = study(model.eval(), torch.randn(7, 3)).capture.graph
+    first, last = (n for n in graph.nodes if "linear" in str(n.target))
+    assert bytes_at(graph, [first]) == 7 * 3 * 4
+    assert bytes_at(graph, [first, last]) == 7 * 16 * 4
+
+
+@pytest.mark.parametrize(("memory_gib", "runs"), [(2.0, 1), (0.0, 2)])
+def test_data_are_run_again_where_memory_does_not_hold_what_waits(memory_gib: float, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("secateur.recover.sweep.Steps", lambda program, leaves: opened.append(program) or Steps(program, leaves))
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(8, 3)
+    found, plan, result = cut(model, x, ratio=0.5)
+    refitted(found, plan, result, x, Refit(memory_gib=memory_gib))
+    assert opened.count(found.capture.program) == runs
+
+
+def test_fewer_passes_than_layers_still_help() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(256, 3)
+    found, plan, result = cut(model, x[:64], ratio=0.5)
+    before = (result.model(x) - found.model(x)).square().mean()
+    refitted(found, plan, result, x, Refit(memory_gib=0, passes=1))
+    assert (result.model(x) - found.model(x)).square().mean() < before / 2
+
+
+class Sum(nn.Module):
+    """Two branches: the second, which loses nothing, can make up for the first."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 4, bias=False))
+        self.second = nn.Sequential(nn.Linear(6, 4), behind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)
+
+
+@pytest.mark.parametrize("behind", [nn.Identity(), vary(nn.BatchNorm1d(4))], ids=["at once", "behind a batch norm"])
+def test_the_error_of_the_other_summand_is_made_good(behind: nn.Module) -> None:
+    x = torch.randn(64, 6, dtype=torch.float64)
+    found, plan, result = cut(Sum(behind).double(), x[:8], ratio=0.5)
+    refitted(found, plan, result, x, Refit(ridge=0))
+    torch.testing.assert_close(result.model(x), found.model(x))
+
+
+def test_tied_weights_and_transposed_convolutions_are_left_with_a_reason() -> None:
+    for name, weight, why in (("reused", "shared.weight", "used 2 times"), ("decoder_2d", "up.weight", "not fitted")):
+        case = next(c for c in CASES if c.name == name)
+        found = studied(case)
+        plan = found.plan(ratio=0.4)
+        recovered = refitted(found, plan, apply(found, plan), [(case.inputs(),)])
+        assert why in recovered.skipped[weight]
+        assert weight in recovered.notes[0]
+
+
+def test_it_asks_for_data() -> None:
+    found, plan, result = cut(dependent(), images()[:8].double(), ratio=0.5)
+    with pytest.raises(SelectionError, match="needs calibration data"):
+        refitted(found, plan, result, None)
+    with pytest.raises(SelectionError, match="hold no samples"):
+        refitted(found, plan, result, iter([]))
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+    nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), groups=2, bias=False),
+    nn.Conv2d(4, 4, 3, padding="same", groups=4, bias=False),
+    nn.Conv1d(4, 6, 4, padding="same", bias=False),
+    nn.Conv3d(4, 2, 2, bias=False),
+    nn.Linear(4, 3, bias=False),
+]
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
+def test_rows_times_matrix_are_the_outputs(layer: nn.Module) -> None:
+    rank = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+    x = torch.randn(3, 4, *([7] * rank))
+    graph = study(layer.eval(), x).capture.graph
+    reader = readers(graph)[0]["weight"]
+    for inputs, outputs in reader.rows(x, layer(x)):
+        torch.testing.assert_close(inputs @ reader.matrix(layer.weight).mT, outputs)
+    assert torch.equal(reader.stored(reader.matrix(layer.weight), layer.weight), layer.weight)

@@ -20,7 +20,7 @@ from secateur.export import load
 from secateur.layers import Layer, Layers
 from secateur.pipeline import apply, compress
 from secateur.plan import Factorize, Plan, Prune
-from secateur.recover import Refit, reestimate_batch_norm
+from secateur.recover import BatchNorm, FoldMeans, Nothing, Refit, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
@@ -35,10 +35,12 @@ __all__ = [
     "ByRatio",
     "ByVBMF",
     "CP",
+    "BatchNorm",
     "CaptureError",
     "Decompose",
     "Factorize",
     "FileError",
+    "FoldMeans",
     "GeometricMedian",
     "GlobalRank",
     "Index",
@@ -48,6 +50,7 @@ __all__ = [
     "Layers",
     "MissingExtraError",
     "ModelError",
+    "Nothing",
     "NuclearNorm",
     "Options",
     "Plan",
@@ -65,6 +68,7 @@ __all__ = [
     "SelectionError",
     "Slamp",
     "SpatialSVD",
+    "Standard",
     "Study",
     "Target",
     "Tucker",

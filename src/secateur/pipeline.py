@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.allocate import Allocator, Leave, Options
 from secateur.measure import compare_latency, measure
 from secateur.plan import Plan
-from secateur.recover import reestimate_batch_norm
+from secateur.recover import Recovery, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import TOLERANCE
 from secateur.rewrite.apply import Prefer
@@ -25,6 +25,7 @@ from secateur.study.decomposition import Decompose
 from secateur.target import Target
 
 HALF = Target(macs=0.5)
+STANDARD = Standard()
 
 
 def apply(
@@ -107,11 +108,12 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     options: Options | None = None,
     decompose: Decompose | None = None,
     data: Data | None = None,
+    recover: Recovery = STANDARD,
     prefer: Prefer = "auto",
     latency: bool = True,
     seed: int = 0,
 ) -> Result:
-    """Do all of it: find the channels, score them, cut to a ratio or a target, prove, recover batch norm, and time both models.
+    """Do all of it: find the channels, score them, cut to a ratio or a target, prove, recover, and time both models.
 
     With ``decompose`` layers are factorized, after channels have been cut where a ratio is given too; the target is then one for the ranks.
 
@@ -119,7 +121,9 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
         target: what may remain of MACs or parameters; half of the MACs if neither it, nor a ratio, nor a rank is given.
         decompose: factorize layers, at its ranks or at those that the target finds.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
-            batch-norm statistics are estimated anew, and criteria that look at activations can be used.
+            layers are refitted, and criteria that look at activations can be used.
+        recover: what wins back the cut's loss once it is proven; by default :class:`~secateur.Standard`. It gives tensors new values and
+            changes no shape; the result's notes say of it.
 
     Example:
         >>> import torch, secateur as sc
@@ -140,12 +144,21 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
         start = found if ratio is None and heads is None else found.after(choose())
         plan = _decomposed(start, decompose, target, exclude, held)
     result = apply(found, replace(plan, settings={**plan.settings, "seed": seed}), prefer=prefer, data=held)
-    if held is not None:
-        reestimate_batch_norm(result.model, calibration_inputs(found.capture, held))
+    result = recovered(result, found, recover, held)
     if latency:
         timed = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
         result = replace(result, latency=timed, notes=(*result.notes, *_slower(timed)))
     return result
+
+
+def recovered(result: Result, found: Study, recover: Recovery, data: Data | None) -> Result:
+    """A result after recovery, in place; where layers were factorized, batch-norm statistics are estimated anew in place of it."""
+    if not result.plan.factorizations:
+        done = recover(result.model, found.cut(result.plan), data)
+        return replace(result, notes=(*result.notes, *done.notes))
+    count = reestimate_batch_norm(result.model, calibration_inputs(found.capture, data)) if data is not None else 0
+    note = f"the statistics of {count} batch-norm layers were estimated anew after the proof"
+    return replace(result, notes=(*result.notes, note)) if count else result
 
 
 def _decomposed(start: Study, wish: Decompose, target: Target | None, exclude: Sequence[Leave], data: Data | None) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ from torch import nn
 
 from cli.conftest import Secateur
 from secateur.cli import demo_data
-from secateur.cli.demo_recovery import shift_batch_norm
 from secateur.errors import MissingExtraError
 from secateur.export import load
-from secateur.recover import reestimate_batch_norm
-from secateur.study import study
 
 pillow = pytest.importorskip("PIL.Image")
 
@@ -61,41 +57,6 @@ def test_the_whole_story(secateur: Secateur, tmp_path: Path, monkeypatch: pytest
     again = secateur("prove", out, "--recovered", "--json")
     assert again.code == 0, again.err
     assert {name.split(".")[1] for name in again.data["recovered"]} <= {"running_mean", "running_var"}
-
-
-def test_statistics_stay_where_nothing_is_cut() -> None:
-    model, data = small_classifier(), [torch.randn(4, 3, 64, 64)]
-    found = study(model, data[0])
-    moved = copy.deepcopy(model)
-    assert shift_batch_norm(moved, model, found.cut_of({}), data) == 2
-    torch.testing.assert_close(moved.state_dict(), model.state_dict())
-
-
-def test_statistics_move_by_what_the_cut_changed() -> None:
-    """Where the dense statistics are those of the data, shifting is the same as estimating anew."""
-    dense, data = small_classifier(), [torch.randn(4, 3, 64, 64)]
-    reestimate_batch_norm(dense, data)
-    found = study(dense, data[0])
-    plan = found.plan(indices={"0": [1, 5, 6]})
-    small = copy.deepcopy(dense)
-    small[0].weight = nn.Parameter(np_delete(small[0].weight, [1, 5, 6]))
-    small[0].bias = nn.Parameter(np_delete(small[0].bias, [1, 5, 6]))
-    for name in ("weight", "bias"):
-        setattr(small[1], name, nn.Parameter(np_delete(getattr(small[1], name), [1, 5, 6])))
-    for name in ("running_mean", "running_var"):
-        setattr(small[1], name, np_delete(getattr(small[1], name), [1, 5, 6]))
-    small[3].weight = nn.Parameter(np_delete(small[3].weight.transpose(0, 1), [1, 5, 6]).transpose(0, 1))
-    anew = copy.deepcopy(small)
-    reestimate_batch_norm(anew, data)
-    before = small[4].running_mean.clone()
-    shift_batch_norm(small, dense, found.cut(plan), data)
-    torch.testing.assert_close(dict(small.named_buffers())["4.running_var"], anew[4].running_var)
-    torch.testing.assert_close(small[4].running_mean, anew[4].running_mean)
-    assert not torch.allclose(small[4].running_mean, before)
-
-
-def np_delete(tensor: torch.Tensor, gone: list[int]) -> torch.Tensor:
-    return tensor.detach()[[i for i in range(len(tensor)) if i not in gone]]
 
 
 def test_crops_have_the_size_and_the_scale_of_the_network() -> None:

@@ -19,12 +19,12 @@ import secateur.cli.demo_data as material
 from secateur.allocate import Options
 from secateur.cli.bundles import option
 from secateur.cli.command import Answer
-from secateur.cli.demo_recovery import shift_batch_norm
 from secateur.cli.destination import command_line
 from secateur.cli.progress import working
 from secateur.cli.results import Timing
 from secateur.pipeline import apply
 from secateur.plan import Plan
+from secateur.recover import shift_batch_norm
 from secateur.report import console_report, json_report
 from secateur.result import Result
 from secateur.score import NuclearNorm

@@ -1,4 +1,4 @@
-"""Names for criteria and allocators: they exist here, at the edge, and nowhere else."""
+"""Names for criteria, allocators and recoveries: they exist here, at the edge, and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 from secateur.allocate import Allocator, GlobalRank, Isomorphic, Slamp, Uniform
 from secateur.cli.bundles import Choice
+from secateur.recover import BatchNorm, FoldMeans, Nothing, Recovery, Refit, Standard
 from secateur.score import L2, SNP, GeometricMedian, NuclearNorm, Random, Scorer
 
 CRITERIA = Choice(
@@ -21,5 +22,14 @@ ALLOCATORS = Choice(
     default="uniform",
     text="How one ratio is spread: the same for each layer, by one ranking, by layer-adaptive shares, or by rankings among like layers.",
 )
+RECOVERIES = Choice(
+    option="recover",
+    entries={"standard": Standard, "refit": Refit, "bn": BatchNorm, "means": FoldMeans, "none": Nothing},
+    default="standard",
+    text="What wins back the cut's loss, without training: the best that --data allow, a least-squares refit of the layers behind the cut, "
+    "batch-norm statistics, the means of removed channels (no data), or nothing.",
+    shared=frozenset(["samples"]),
+)
 Criterion = Annotated[Scorer, CRITERIA]
 Spread = Annotated[Allocator, ALLOCATORS]
+Recovering = Annotated[Recovery, RECOVERIES]

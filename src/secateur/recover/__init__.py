@@ -1,7 +1,20 @@
 """Win back what the cut cost."""
 
-from secateur.recover.batchnorm import reestimate_batch_norm
+from secateur.recover.batchnorm import BatchNorm, reestimate_batch_norm, shift_batch_norm
+from secateur.recover.means import FoldMeans
 from secateur.recover.recovery import Change, Recovered, Recovery
 from secateur.recover.refit import Refit
+from secateur.recover.standard import Nothing, Standard
 
-__all__ = ["Change", "Recovered", "Recovery", "Refit", "reestimate_batch_norm"]
+__all__ = [
+    "BatchNorm",
+    "Change",
+    "FoldMeans",
+    "Nothing",
+    "Recovered",
+    "Recovery",
+    "Refit",
+    "Standard",
+    "reestimate_batch_norm",
+    "shift_batch_norm",
+]

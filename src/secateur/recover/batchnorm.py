@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from secateur.capture import normalise_inputs
+from secateur.errors import SelectionError
+from secateur.recover.recovery import Change, Recovered
+from secateur.rewrite import Cut, Slices
+from secateur.score.batches import Data, calibration_inputs
 
 
 def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
@@ -45,3 +51,62 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
         for module, mode in modes.items():
             module.training = mode
     return len(layers)
+
+
+def shift_batch_norm(model: nn.Module, dense: nn.Module, cut: Cut, data: Sequence[Any]) -> int:
+    """Move running statistics by what the cut changed on calibration batches, in place; return the number of layers.
+
+        mean <- mean_dense + (mean_cut(data) - mean_dense(data)),    variance <- variance_dense * variance_cut(data) / variance_dense(data)
+
+    Statistics of few samples are far from those of the training set, but what is peculiar to these samples is so before and
+    after the cut, and cancels. Without a cut nothing moves.
+    """
+    slices = Slices.of(cut)
+    after, before = copy.deepcopy(model), copy.deepcopy(dense)
+    count = reestimate_batch_norm(after, data)
+    reestimate_batch_norm(before, data)
+    trained, now = dict(dense.named_buffers()), dict(after.named_buffers())
+    then = {name: slices.apply(name, buffer) for name, buffer in before.named_buffers()}
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(slices.apply(name, trained[name]) + now[name] - then[name])
+            elif name.endswith("running_var"):
+                buffer.copy_(slices.apply(name, trained[name]) * now[name] / then[name].clamp(min=torch.finfo(buffer.dtype).tiny))
+    return count
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Give batch-norm layers the statistics that calibration data have in the smaller model.
+
+    Example:
+        >>> import torch, secateur as sc
+        >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 8, 3), torch.nn.BatchNorm2d(8)
+        >>> model = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 2, 1)).eval()
+        >>> x = torch.randn(16, 3, 8, 8)
+        >>> study = sc.study(model, x)
+        >>> plan = study.plan(ratio=0.5)
+        >>> list(BatchNorm()(sc.apply(study, plan).model, study.cut(plan), x).changes)
+        ['1', '3']
+    """
+
+    statistics: Literal["shifted", "anew"] = "shifted"
+    """Move the trained statistics by what the cut changed, or take the new ones as they are."""
+    samples: int | None = 256
+    """Use so many samples at most."""
+
+    def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
+        """Set the statistics in place; raises :class:`~secateur.errors.SelectionError` without data."""
+        if data is None:
+            raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
+        capture = cut.solution.walk.capture
+        given = list(calibration_inputs(capture, data, samples=self.samples))
+        if not given:
+            raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+        if self.statistics == "shifted":
+            shift_batch_norm(model, capture.model, cut, given)
+        else:
+            reestimate_batch_norm(model, given)
+        names = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        return Recovered(f"batch-norm statistics ({self.statistics})", {name: Change() for name in names})

@@ -18,8 +18,9 @@ from secateur.score.batches import Data
 class Change:
     """What recovery did to one layer: the error of its outputs against the dense model's, as shares of their variance."""
 
-    before: float
-    after: float
+    before: float | None = None
+    """``None`` where it was not measured."""
+    after: float | None = None
     detail: str = ""
 
 

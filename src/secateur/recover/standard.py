@@ -1,0 +1,40 @@
+"""What is done where nobody says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.recover.batchnorm import BatchNorm
+from secateur.recover.recovery import Recovered
+from secateur.recover.refit import Refit
+from secateur.rewrite import Cut
+from secateur.score.batches import Data
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Refit with data; where no layer can be refitted, move batch-norm statistics; without data change nothing.
+
+    Batch norm is left alone after a refit: the refit has brought its inputs back to what its statistics were made for.
+    """
+
+    samples: int | None = 256
+    """Use so many samples at most."""
+
+    def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
+        """Recover in place."""
+        if data is None:
+            return Nothing()(model, cut)
+        refitted = Refit(samples=self.samples)(model, cut, data)
+        return refitted if refitted.changes else BatchNorm(samples=self.samples)(model, cut, data)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Leave all values as the cut has left them."""
+
+    def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
+        """Change nothing."""
+        return Recovered("nothing")

@@ -79,6 +79,9 @@ def test_a_plan_of_another_model_is_refused() -> None:
         (["edits", 1, "group"], "a"),
         (["edits", 2, "rank"], [0]),
         (["edits", 2, "options"], [1]),
+        (["edits", 2, "fit"], "outputs"),
+        (["edits", 2, "fit"], ["inputs"]),
+        (["edits", 2, "correct_bias"], 1),
     ],
 )
 def test_damaged_plans_are_refused(path: list[Any], value: Any) -> None:
@@ -108,6 +111,25 @@ def test_files_keep_the_plan(tmp_path: Path) -> None:
     path = plan().save(tmp_path / "plan.json")
     assert Plan.load(path) == plan()
     assert os.listdir(tmp_path) == ["plan.json"]
+
+
+def test_a_directory_that_holds_a_result_gives_its_plan(tmp_path: Path) -> None:
+    described = {"format": "secateur-directory/2", "plan": json.loads(plan().to_json())}
+    (tmp_path / "plan.json").write_text(json.dumps(described))
+    assert Plan.load(tmp_path) == plan()
+    assert Plan.load(tmp_path / "plan.json") == plan()
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(FileError, match=r"nothing.plan.json"):
+        Plan.load(tmp_path / "nothing")
+
+
+def test_edits_of_one_kind_that_follow_each_other_are_a_stage() -> None:
+    first, second, third, fourth = *plan().edits, Factorize("c", "svd", (2,), fit="sequential")
+    assert plan().stages == ((first, second), (third,))
+    mixed = Plan((third, first, fourth), PRINT)
+    assert mixed.stages == ((third,), (first,), (fourth,))
+    assert (plan().needs_data, mixed.needs_data) == (False, True)
+    assert "fitted to inputs in turn" in str(mixed)
 
 
 def test_an_existing_file_is_refused_unless_forced(tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ def test_moments_of_the_wrong_layer_are_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("patch_limit", [0, 100])
-def test_the_dense_models_outputs_are_restored_where_its_inputs_can_be_predicted(patch_limit):
+@pytest.mark.parametrize(("patch_limit", "close"), [(0, 0.02), (100, 1e-9)])
+def test_the_dense_models_outputs_are_restored_where_its_inputs_can_be_predicted(patch_limit, close):
     torch.manual_seed(0)
     mix, shift = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     before = nn.Conv2d(6, 6, 1, dtype=torch.float64)
@@ -224,5 +224,5 @@ def test_the_dense_models_outputs_are_restored_where_its_inputs_can_be_predicted
     missed = float((have - want).norm() / (want - want.mean((0, 2, 3), keepdim=True)).norm())
     assert missed < 0.2 < float((nn.Sequential(after, layer)(batches[0]) - want).norm() / want.norm())
     means = [torch.cat([model(x) for x in batches]).mean((0, 2, 3)) for model in (compressed, dense)]
-    torch.testing.assert_close(*means)
+    torch.testing.assert_close(*means, rtol=0, atol=close)
     assert (moments + moments).target_mean.equal(moments.target_mean)

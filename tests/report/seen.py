@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
-from secateur.rewrite import Proof
+from secateur.rewrite import FactorizedLayer, Proof
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 TIMED = Latency(4.25, 4.125, 4.5, 4.0, 17, 3, "torch 2.9", "cpu", 1, 2, "float32")
@@ -52,6 +52,7 @@ class Seen:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    factorized: tuple[FactorizedLayer, ...] = ()
     notes: tuple[str, ...] = ()
     latency: Mapping[str, Latency] = field(default_factory=dict)
     fidelity: Fidelity | None = None

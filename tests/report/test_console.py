@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 
 from rich.console import Console
 
+from report.page import Page
 from report.seen import Seen
-from secateur.report import console_report
+from secateur.report import console_report, html_report, json_report, numbers
+from secateur.rewrite import FactorizedLayer
 
 
 def printed(result: Seen) -> str:
@@ -41,6 +44,29 @@ def test_proof_fidelity_metrics_and_notes_follow(result: Seen) -> None:
 
 def test_a_proof_that_fails_is_said_to_fail(result: Seen) -> None:
     assert "NOT equal" in printed(replace(result, proof=replace(result.proof, error=1.0)))
+
+
+def test_factorized_layers_have_rows_of_their_own(result: Seen) -> None:
+    assert "Factorized" not in printed(result)
+    first, second = "main", "head"
+    assert {first, second} <= result.before.macs_by_layer.keys()
+    after = {**result.after.macs_by_layer, f"{first}.core": 1500, f"{first}.expand": 500}
+    del after[first]
+    rows = (
+        FactorizedLayer(first, "tucker", (2, 3), "inputs", 0.25, 0.125, 300, 200),
+        FactorizedLayer(second, "svd", (4,), "weights", 0.5, None, 9, 8),
+    )
+    text = printed(replace(result, factorized=rows, after=replace(result.after, macs_by_layer=after)))
+    dense = numbers.short(result.before.macs_by_layer[first])
+    assert row(text, f"│ {first} ") == ["tucker", "2 x 3", dense, "2.00 k", "25.0 %", "12.5 %"]
+    assert row(text, f"│ {second} ")[-1] == "50.0 %"
+    assert "2 factorized" in text
+    page = Page(html_report(replace(result, factorized=rows))).text
+    assert "Factorized layers" in page
+    assert f"{first} tucker 2 x 3 inputs 300 200" in page
+    told = json.loads(json_report(replace(result, factorized=rows)))["factorized"]
+    assert told[0]["output_error"] == 0.125
+    assert told[0]["macs_before"] == result.before.macs_by_layer[first]
 
 
 def test_brackets_are_no_markup(result: Seen) -> None:

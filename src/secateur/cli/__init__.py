@@ -8,6 +8,7 @@ from secateur.cli.apply import apply
 from secateur.cli.bench import bench
 from secateur.cli.command import register
 from secateur.cli.compress import compress
+from secateur.cli.decompose import decompose
 from secateur.cli.demo import demo
 from secateur.cli.layers import layers
 from secateur.cli.prove import prove
@@ -16,12 +17,12 @@ from secateur.cli.report import report
 
 app = typer.Typer(
     name="secateur",
-    help="Make trained neural networks smaller by cutting channels, and prove that the cut changed nothing else.",
+    help="Make trained neural networks smaller by cutting channels and factorizing layers, and prove that nothing else changed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (layers, prune, apply, compress, prove, bench, report, demo):
+for command in (layers, prune, decompose, apply, compress, prove, bench, report, demo):
     register(app, command)
 
 

@@ -49,10 +49,10 @@ class Cutting:
     latency: bool = field(default=True, metadata=option("--latency/--no-latency"))
     """Time the dense and the smaller model too."""
 
-    def cut(self, found: Study, plan: Plan, timing: Timing, *, seed: int = 0) -> Result:
+    def cut(self, found: Study, plan: Plan, timing: Timing, *, seed: int = 0, data: str | None = None, samples: int | None = 64) -> Result:
         """The smaller model, proven and measured."""
         with working("Cutting and proving"):
-            result = apply(found, plan, prefer=self.prefer, tolerance=self.tolerance, seed=seed)
+            result = apply(found, plan, prefer=self.prefer, tolerance=self.tolerance, seed=seed, data=data, samples=samples)
         if not self.latency:
             return result
         timed = timing({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)

@@ -14,7 +14,7 @@ from secateur.errors import FileError
 from secateur.layers import Layer, Layers
 from secateur.measure import Agreement, Fidelity, Latency, Measurement
 from secateur.plan import Plan
-from secateur.rewrite import Proof, Trial
+from secateur.rewrite import FactorizedLayer, Proof, Trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,7 @@ class SavedReport:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     attributes: Mapping[str, Mapping[str, Any]]
+    factorized: tuple[FactorizedLayer, ...]
     notes: tuple[str, ...]
     latency: Mapping[str, Latency]
     fidelity: Fidelity | None
@@ -51,6 +52,7 @@ class SavedReport:
                 args=(),
                 kwargs={},
                 attributes=content["attributes"],
+                factorized=tuple(_factorized(row) for row in content["factorized"]),
                 notes=tuple(content["notes"]),
                 latency={name: Latency(**timed) for name, timed in content["latency"].items()},
                 fidelity=_fidelity(content["fidelity"]),
@@ -88,6 +90,10 @@ def _own(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
 def _proof(given: Mapping[str, Any]) -> Proof:
     trials = tuple(Trial(trial["inputs"], float(trial["error"]), float(trial["sensitivity"])) for trial in given["trials"])
     return Proof(**{**_own(Proof, given), "error": float(given["error"]), "trials": trials, "notes": tuple(given["notes"])})
+
+
+def _factorized(given: Mapping[str, Any]) -> FactorizedLayer:
+    return FactorizedLayer(**{**_own(FactorizedLayer, given), "rank": tuple(given["rank"])})
 
 
 def _layers(content: Mapping[str, Any]) -> Layers:

@@ -208,6 +208,12 @@ def to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
     return kernel.reshape(spec.outputs, spec.group_inputs, *spec.extent).contiguous()
 
 
+def weight_shape(spec: LayerSpec) -> tuple[int, ...]:
+    """Return the shape of the layer's weight."""
+    widths = (spec.inputs, spec.group_outputs) if spec.transposed else (spec.outputs, spec.group_inputs)
+    return (*widths, *spec.extent)
+
+
 def build(spec: LayerSpec, kernel: Tensor, bias: Tensor | None, *, trainable: bool = True) -> nn.Module:
     """Build the plain layer that a spec describes, with the given kernel and bias."""
     module: Any = _bare_linear(spec) if not spec.extent else _bare_convolution(spec)

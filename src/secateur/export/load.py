@@ -18,7 +18,7 @@ from secateur.export.pt2 import read_program
 from secateur.export.replay import as_module, check_belongs, planned_graph_module, stages_of
 from secateur.export.tensors import read_weights
 from secateur.plan import Factorize
-from secateur.rewrite.factorize import with_skeletons
+from secateur.rewrite.factorize import unfitting_factor, with_skeletons
 from secateur.rewrite.module import set_attributes
 
 
@@ -46,6 +46,9 @@ def load(path: str | os.PathLike[str], into: nn.Module | ExportedProgram | None 
         return _program_of(directory, trust_pickle).module()
     model = _own_class(directory, into) if directory.kind == "module" else planned_graph_module(directory, into)
     put_weights(model, *read_weights(directory.path / WEIGHTS), source=directory.path / WEIGHTS)
+    unfitting = unfitting_factor(model, directory.plan.factorizations) if directory.kind == "module" else None
+    if unfitting is not None:
+        raise FileError(f"{directory.path / WEIGHTS} holds {unfitting} in another shape than the plan beside it gives.")
     return model
 
 

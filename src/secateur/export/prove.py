@@ -101,11 +101,12 @@ def proven_directory(
 
 
 def _again(source: Capture, edits: Sequence[Edit], kind: str, tolerance: float, seed: int) -> Rewritten:
-    """Make and prove a stage once more, with factors of the weights alone: where channels follow, it is their structure that counts."""
+    """Make and prove a stage once more; factors that were fitted to data are now to the example inputs, since their structure counts."""
     prefer: Prefer = "graph" if kind == "graph" else "module"
-    factors = [replace(edit, fit="weights") for edit in edits if isinstance(edit, Factorize)]
+    factors = [edit for edit in edits if isinstance(edit, Factorize)]
     if factors:
-        return rewrite_factorized(solve(walk(source)), factors, prefer=prefer, tolerance=tolerance, seed=seed)[0]
+        examples = [(source.args, dict(source.kwargs))]
+        return rewrite_factorized(solve(walk(source)), factors, lambda: examples, prefer=prefer, tolerance=tolerance, seed=seed)[0]
     return rewrite(final_cut(source, edits, "module"), prefer=prefer, tolerance=tolerance, seed=seed)
 
 
@@ -132,7 +133,7 @@ class _Last:
         changed = _with_dense_weights(saved, cut, names, None if self.recovered else refitted)
         proof = prove(cut, saved.program, self._inputs(saved), tolerance=self.tolerance, seed=self.seed, rename=names)
         factors = [name for name in changed if any(name.startswith(f"{layer}.") for layer in refitted)]
-        notes = ("of factors that were cut the structure is proven, with values fitted to the weights",) if factors else ()
+        notes = ("of factors that were cut the structure is proven, with other values than the saved ones",) if factors else ()
         return replace(proof, notes=(*proof.notes, *notes)), [name for name in changed if name not in factors]
 
     def factors(self) -> tuple[Proof, list[str]]:

@@ -29,6 +29,9 @@ def json_report(result: Reported, *, command: str | None = None) -> str:
         "metrics": dict(result.metrics),
         "proof": result.proof.to_json() | {"holds": result.proof.holds},
         **_layers(result),
+        "factorized": [
+            row.layer.to_json() | {"macs_before": row.macs_before, "macs_after": row.macs_after} for row in figures.factorized(result)
+        ],
         "notes": figures.all_notes(result),
         "attributes": result.attributes,
         "plan": json.loads(result.plan.to_json()),

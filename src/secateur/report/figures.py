@@ -13,6 +13,7 @@ from secateur.layers import Layer
 from secateur.measure import Latency
 from secateur.report import numbers
 from secateur.report.reported import Reported
+from secateur.rewrite import FactorizedLayer
 
 State = Literal["cut", "spared", "whole"]
 
@@ -116,6 +117,25 @@ def macs_by_layer(result: Reported) -> dict[str, tuple[int, int]]:
     """Multiply-adds of every layer in the dense and in the compressed model; 0 where a model has no such layer."""
     before, after = result.before.macs_by_layer, result.after.macs_by_layer
     return {name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}}
+
+
+@dataclass(frozen=True)
+class FactorizedRow:
+    """A layer that became several, with the multiply-adds of the dense model's layer and of those in its place."""
+
+    layer: FactorizedLayer
+    macs_before: int
+    macs_after: int
+
+
+def factorized(result: Reported) -> tuple[FactorizedRow, ...]:
+    """One row a factorized layer, in the order in which the model runs them."""
+    before, after = result.before.macs_by_layer, result.after.macs_by_layer
+    return tuple(FactorizedRow(row, _within(before, row.layer), _within(after, row.layer)) for row in result.factorized)
+
+
+def _within(macs: Mapping[str, int], layer: str) -> int:
+    return sum(count for name, count in macs.items() if name == layer or name.startswith(f"{layer}."))
 
 
 def not_counted(result: Reported) -> dict[str, int]:

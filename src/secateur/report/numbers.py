@@ -53,6 +53,16 @@ def ranges(numbers: Sequence[int], most: int = 16) -> str:
     return shown if len(runs) <= most else f"{shown}, ... ({len(numbers)} in all)"
 
 
+def rank(values: Sequence[int]) -> str:
+    """The ranks of all modes: ``16 x 32``."""
+    return " x ".join(map(str, values))
+
+
+def share_or_none(value: float | None) -> str:
+    """A share with one decimal, or nothing where it is unknown."""
+    return "" if value is None else percent(value)
+
+
 def _three_digits(value: float) -> str:
     digits = next((digits for digits, least in enumerate((99.95, 9.995, 0.9995)) if abs(value) >= least), None)
     return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"

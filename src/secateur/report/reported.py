@@ -10,7 +10,7 @@ from torch import nn
 from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
-from secateur.rewrite import Proof
+from secateur.rewrite import FactorizedLayer, Proof
 
 
 class Reported(Protocol):
@@ -36,6 +36,8 @@ class Reported(Protocol):
     def kwargs(self) -> Mapping[str, Any]: ...
     @property
     def attributes(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def factorized(self) -> tuple[FactorizedLayer, ...]: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
     @property

@@ -19,7 +19,7 @@ from secateur.capture import Capture
 from secateur.decompose import Decomposable, Moments, captured_layers, gather_moments, gather_paired, method_of, replace_layers
 from secateur.decompose.factors import Decomposition, Factorized, check, decompose
 from secateur.decompose.linalg import compose
-from secateur.decompose.spec import LayerSpec, Refusal, build, read_spec, to_kernel, to_weight
+from secateur.decompose.spec import LayerSpec, Refusal, build, read_spec, to_kernel, to_weight, weight_shape
 from secateur.errors import PlanError, ProofError, SelectionError
 from secateur.plan import Factorize, did_you_mean
 
@@ -174,6 +174,16 @@ def recomposed(layer: nn.Module, factors: nn.Module) -> tuple[Tensor, Tensor | N
         kernels.append(to_kernel(weight.detach().double(), one))
         bias = part.bias
     return to_weight(compose(kernels), spec), bias.detach().double() if isinstance(bias, Tensor) else None
+
+
+def unfitting_factor(model: nn.Module, edits: Sequence[Factorize]) -> str | None:
+    """The name of a factor whose weight has another shape than its settings say, if there is one."""
+    for edit in edits:
+        for role, part in model.get_submodule(edit.layer).named_children():
+            spec, weight = read_spec(part), part.weight
+            if isinstance(spec, LayerSpec) and isinstance(weight, Tensor) and weight.shape != weight_shape(spec):
+                return f"{edit.layer}.{role}"
+    return None
 
 
 def with_recomposed(model: nn.Module, factorized: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -1,0 +1,146 @@
+"""Factorized models as files: loaded by shapes, proven again, whatever came before or after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from export.models import FusedAttention, Residual, Tied
+from secateur.errors import FileError, PlanError, ProofError
+from secateur.export import load, prove_directory, proven_directory
+from secateur.pipeline import apply
+from secateur.plan import Plan
+from secateur.result import Result
+from secateur.study import Study, study
+
+PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+NUMBERS = torch.arange(10).reshape(2, 5) % 7
+DATA = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
+
+
+def factors(found: Study, data: Any = None) -> Plan:
+    return found.plan_decomposition(rank=2, accept_dearer=True, data=data)
+
+
+def after_pruning(found: Study, data: Any = None) -> Plan:
+    return factors(found.after(found.plan(ratio=0.5)), data)
+
+
+def before_pruning(found: Study, data: Any = None) -> Plan:
+    return found.after(factors(found, data), data=data).plan(ratio=0.5)
+
+
+Case = tuple[type[nn.Module], Tensor, Callable[..., Plan], Any, str]
+CASES: dict[str, Case] = {
+    "factors": (Residual, PIXELS, factors, None, "module"),
+    "fitted factors": (Residual, PIXELS, factors, DATA, "module"),
+    "pruned, then factors": (Residual, PIXELS, after_pruning, None, "module"),
+    "fitted factors, then pruned": (Residual, PIXELS, before_pruning, DATA, "module"),
+    "tied": (Tied, NUMBERS, after_pruning, None, "module"),
+    "pruned to a graph, then factors": (FusedAttention, TOKENS, after_pruning, None, "graph"),
+    "factors, then pruned to a graph": (FusedAttention, TOKENS, before_pruning, None, "graph"),
+}
+cases = pytest.mark.parametrize("name", CASES)
+
+
+def dense(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    return CASES[name][0]().eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Result, Path]]:
+    where, found = tmp_path_factory.mktemp("factors"), {}
+    for name, (_, inputs, plan_of, data, _) in CASES.items():
+        studied = study(dense(name), inputs)
+        result = apply(studied, plan_of(studied, data), data=data)
+        found[name] = result, result.save(where / name.replace(", ", "_").replace(" ", "_"), onnx=name == "factors")
+    return found
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(inputs) if not hasattr(model, "graph") else model(inputs)
+
+
+@cases
+def test_what_is_loaded_computes_what_was_saved(made: dict[str, tuple[Result, Path]], name: str) -> None:
+    (result, path), (build, inputs, *_, kind) = made[name], CASES[name]
+    assert result.kind == kind
+    again = load(path, into=build().eval())
+    assert isinstance(again, fx.GraphModule if kind == "graph" else build)
+    torch.testing.assert_close(outputs(again, inputs), outputs(result.model, inputs))
+    torch.testing.assert_close(outputs(load(path), inputs), outputs(result.model, inputs))
+
+
+@cases
+def test_what_was_saved_is_proven_again(made: dict[str, tuple[Result, Path]], name: str) -> None:
+    path = made[name][1]
+    for found in (prove_directory(path, dense(name)), proven_directory(path, dense(name)).proof):
+        assert found.holds
+        assert len(found.trials) == 2 * len(made[name][0].stages)
+        assert bool(found.notes) == (name == "fitted factors, then pruned")
+
+
+def test_onnx_holds_factors(made: dict[str, tuple[Result, Path]]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert (made["factors"][1] / "model.onnx").is_file()
+
+
+def test_weights_that_were_trained_since_are_named(made: dict[str, tuple[Result, Path]], tmp_path: Path) -> None:
+    other = dense("pruned, then factors")
+    with torch.no_grad():
+        other.get_parameter("stem.weight").add_(0.1)
+        other.get_buffer("norm.running_mean").add_(0.1)
+    path = made["pruned, then factors"][1]
+    with pytest.raises(ProofError, match="is not the dense model's"):
+        proven_directory(path, other)
+    assert proven_directory(path, other, recovered=True).trained == ("norm.running_mean",)
+    assert "norm.running_mean" in prove_directory(path, other).notes[-1]
+
+
+def test_factors_in_two_files_must_be_the_same(made: dict[str, tuple[Result, Path]], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(made["factors"][1], tmp_path / "out"))
+    tensors = load_file(path / "model.safetensors")
+    save_file({**tensors, "head.reduce.weight": tensors["head.reduce.weight"] + 1e-3}, path / "model.safetensors")
+    with pytest.raises(ProofError, match=r"another head.reduce.weight"):
+        prove_directory(path, dense("factors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda whole: whole["plan"]["edits"][0].update(rank=[1, 1]), FileError, "holds stem.reduce in another shape"),
+        (lambda whole: whole["plan"]["edits"][0].update(method="qr"), PlanError, "unknown method"),
+        (lambda whole: whole["stages"].append(whole["stages"][0]), FileError, "1 stages, and 2 were saved"),
+        (lambda whole: whole["stages"][0].update(kind="other"), FileError, "unknown kind"),
+    ],
+)
+def test_a_damaged_description_is_refused(
+    made: dict[str, tuple[Result, Path]], tmp_path: Path, change: Callable[[Any], None], error: type[Exception], said: str
+) -> None:
+    path = Path(shutil.copytree(made["factors"][1], tmp_path / "out"))
+    whole = json.loads((path / "plan.json").read_text())
+    change(whole)
+    (path / "plan.json").write_text(json.dumps(whole))
+    with pytest.raises(error, match=said):
+        prove_directory(path, dense("factors"))
+
+
+def test_the_same_plan_and_data_give_the_same_factors(made: dict[str, tuple[Result, Path]]) -> None:
+    result = made["fitted factors"][0]
+    again = apply(dense("fitted factors"), result.plan, PIXELS, data=DATA)
+    torch.testing.assert_close(again.model.state_dict(), result.model.state_dict(), rtol=0, atol=0)
+    assert not [note for note in again.notes if "other calibration data" in note]
+    other = apply(dense("fitted factors"), result.plan, PIXELS, data=[DATA[0] + 1])
+    assert "the factors are fitted to other calibration data than the plan was made with" in other.notes

@@ -78,9 +78,9 @@ def transcribed(traced: torch.export.ExportedProgram, capture: Capture) -> Captu
     kept = [x for x, spec in zip(results, traced.graph_signature.output_specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
     program = transcript.finish(kept, type(capture.model).__name__)
     tied = {**leaves.tied, **{name: (name,) for name in transcript.constants}}
-    open_dims = _open_dims(traced)
-    notes = (*capture.notes, *_size_notes(names, flat, open_dims))
-    return replace(capture, program=program, tied=tied, dynamic=any(open_dims), notes=notes)
+    free = _open_dims(traced)
+    notes = (*capture.notes, *_size_notes(names, flat, free))
+    return replace(capture, program=program, tied=tied, dynamic=any(free), notes=notes)
 
 
 def _inputs(traced: torch.export.ExportedProgram) -> list[InputSpec]:
@@ -155,28 +155,38 @@ def _doubled(run: FlatModel, tensors: list[Tensor]) -> list[Tensor] | None:
 
 def _open_dims(traced: torch.export.ExportedProgram) -> list[set[int]]:
     """Return which dimensions of each tensor input stayed symbolic."""
-    nodes = {node.name: node for node in traced.graph.find_nodes(op="placeholder")}
-    users = [spec.arg for spec in _inputs(traced) if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)]
-    shapes = [nodes[argument.name].meta["val"].shape for argument in users]
-    return [{dim for dim, size in enumerate(shape) if _is_open(size)} for shape in shapes]
+    return [set(dims) for dims in open_dims(traced).values()]
+
+
+def open_dims(program: torch.export.ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """Return which dimensions of each tensor that a program takes from its caller may vary, by name and in order."""
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    shapes = {name: nodes[name].meta["val"].shape for name in tensor_inputs(program)}
+    return {name: tuple(dim for dim, size in enumerate(shape) if _is_open(size)) for name, shape in shapes.items()}
+
+
+def tensor_inputs(program: torch.export.ExportedProgram) -> list[str]:
+    """Return the names of the tensors that a program takes from its caller, in order."""
+    specs = [spec.arg for spec in _inputs(program) if spec.kind is InputKind.USER_INPUT]
+    return [arg.name for arg in specs if isinstance(arg, TensorArgument)]
 
 
 def _is_open(size: int | torch.SymInt) -> bool:
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
-def _size_notes(names: Sequence[str], flat_inputs: Sequence[Any], open_dims: Sequence[set[int]]) -> list[str]:
+def _size_notes(names: Sequence[str], flat_inputs: Sequence[Any], free: Sequence[set[int]]) -> list[str]:
     tensor_names = [name for name, leaf in zip(names, flat_inputs, strict=True) if isinstance(leaf, Tensor)]
-    found = [f"{name}{sorted(dims)}" for name, dims in zip(tensor_names, open_dims, strict=True) if dims]
+    found = [f"{name}{sorted(dims)}" for name, dims in zip(tensor_names, free, strict=True) if dims]
     return [f"torch.export: input dimensions that may vary: {', '.join(found)}" if found else "torch.export: input sizes are fixed"]
 
 
-def _check_elsewhere(capture: Capture, open_dims: Sequence[set[int]], witnesses: Sequence[list[Tensor]], run: FlatModel) -> None:
+def _check_elsewhere(capture: Capture, free: Sequence[set[int]], witnesses: Sequence[list[Tensor]], run: FlatModel) -> None:
     """Compare program and model with one example more, and at other sizes, as far as they are open and the model takes them."""
     tensors = tensors_of(capture.flat_inputs())
-    larger = [torch.cat([x, x[:1]]) if 0 in dims else x for x, dims in zip(tensors, open_dims, strict=True)]
+    larger = [torch.cat([x, x[:1]]) if 0 in dims else x for x, dims in zip(tensors, free, strict=True)]
     for others in [larger, *witnesses]:
-        if all(_differing_dims(x, y) <= dims for x, y, dims in zip(tensors, others, open_dims, strict=True)):
+        if all(_differing_dims(x, y) <= dims for x, y, dims in zip(tensors, others, free, strict=True)):
             check_on(capture, others, run)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
-from secateur.export.pt2 import Exported, tensor_inputs
+from secateur.capture.export import tensor_inputs
+from secateur.export.pt2 import Exported
 
 aten = torch.ops.aten
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from secateur.capture.export import tensor_inputs
 from secateur.errors import CaptureError, FileError, MissingExtraError
 from secateur.export.canonical import canonical_program
-from secateur.export.pt2 import Exported, first_line, quietly, tensor_inputs
+from secateur.export.pt2 import Exported, first_line, quietly
 from secateur.rewrite import random_like
 
 TOLERANCE = 1e-4

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from secateur.capture.execution import plain_execution
+from secateur.capture.export import open_dims
 from secateur.capture.flat import FlatModel, flatten_inputs, tensors_of
 from secateur.capture.sizes import open_sizes
 from secateur.capture.trees import copied, flatten_outputs
@@ -109,7 +109,9 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             failures.append(f"torch.export with {what}: {first_line(error)}")
         else:
-            return Exported(program, (flat, *checked), _open_dims(program), (*failures, *notes))
+            return Exported(
+                program, (flat, *checked), {name: dims for name, dims in open_dims(program).items() if dims}, (*failures, *notes)
+            )
     raise CaptureError("; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in failures)))
 
 
@@ -165,12 +167,6 @@ def read_program(path: Path, *, trust_pickle: bool = False) -> ExportedProgram:
             return torch.export.load(path)
     except Exception as error:
         raise FileError(f"{path} cannot be opened as an exported program: {first_line(error)}") from error
-
-
-def tensor_inputs(program: ExportedProgram) -> list[str]:
-    """Names of the tensors that a program takes from its caller, in order."""
-    specs = [spec.arg for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    return [arg.name for arg in specs if isinstance(arg, TensorArgument)]
 
 
 def first_line(error: BaseException) -> str:
@@ -248,17 +244,6 @@ def _checked(program: ExportedProgram, example: _Example, others: Sequence[list[
             check_equal(found, expected)
             taken.append(flat)
     return taken
-
-
-def _open_dims(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
-    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
-    shapes = {name: nodes[name].meta["val"].shape for name in tensor_inputs(program)}
-    found = {name: tuple(dim for dim, size in enumerate(shape) if _is_open(size)) for name, shape in shapes.items()}
-    return {name: dims for name, dims in found.items() if dims}
-
-
-def _is_open(size: int | torch.SymInt) -> bool:
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def _pickled_parts(path: Path) -> list[str]:

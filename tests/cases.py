@@ -135,6 +135,6 @@ CASES = [
     Case("patch_merging", at.PatchMerging, PIXELS),
     Case("language_model", at.LanguageModel, _numbers, heads=True),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
-    Case("running_sum", wh.Running, VECTORS, whole="cumsum"),
+    Case("rolled", wh.Rolled, VECTORS, whole="roll"),
     Case("recurrent", wh.Recurrent, VECTORS, whole="lstm"),
 ]

@@ -84,8 +84,14 @@ def test_expanding_repeats_what_has_no_labels() -> None:
 
 
 def test_expanded_positions_hold_the_labels_that_they_meet() -> None:
-    met = found(lambda a, b: a.expand(5, 3) + b, (1, 3), (5, 3))
+    met = found(lambda a, b: a.expand(5, 3).flip(0) + b, (1, 3), (5, 3))
     assert (met["b0"], met["b1"]) == (whole(5), own("a1", 3))
+
+
+def test_an_expansion_that_broadcasting_makes_needless_holds_nothing() -> None:
+    met = found(lambda a, b: b / a.expand_as(b) + a.expand(5, 3), (1, 3), (5, 3))
+    assert (met["b0"], met["b1"]) == (own("b0", 5), own("a1", 3))
+    assert found(lambda a, b: a.expand(5, 3) + b, (1, 3), (3,))["b0"] == own("a1", 3)
 
 
 def test_channels_that_become_pixels_go_together() -> None:
@@ -114,9 +120,13 @@ def test_windows_hold_the_dimension_that_they_slide_over() -> None:
     assert (met["a0"], met["a1"]) == (own("a0", 3), whole(4))
 
 
-@pytest.mark.parametrize(
-    "function", [lambda a: torch.roll(a, 1, 1), lambda a: a.flip(1), lambda a: a.cumsum(1), lambda a: a.sort(1)[0], torch.triu]
-)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_reversed_dimension_has_its_labels_in_reverse(axis: int) -> None:
+    met = found(lambda a, b: a.flip(axis) + b, (3, 3), (3,) if axis else (3, 1))
+    assert met["b0"] == [f"a{axis}[{i}]" for i in (2, 1, 0)]
+
+
+@pytest.mark.parametrize("function", [lambda a: torch.roll(a, 1, 1), lambda a: a.rot90(1, [0, 1]).mT, lambda a: a.sort(1)[0], torch.triu])
 def test_operators_that_look_at_the_order_hold_it(function: object) -> None:
     met = found(lambda a: function(a).exp(), (3, 4))  # type: ignore[operator]
     assert met["a1"] == whole(4)

@@ -40,11 +40,11 @@ class Unknown(Between):
         return mixed(x)
 
 
-class Running(Between):
-    """A running sum over channels."""
+class Rolled(Between):
+    """Channels that each take the place of the next."""
 
     def between(self, x: Tensor) -> Tensor:
-        return x.cumsum(-1)
+        return x.roll(1, -1)
 
 
 class Recurrent(Between):

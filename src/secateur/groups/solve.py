@@ -108,14 +108,36 @@ class Solution:
         cuts = self.belongs.T @ thread_slotted.astype(np.int64) > 0
         return np.asarray(self.is_block & ~self.frozen & ~held & cuts)
 
+    @cached_property
+    def only_inside(self) -> Labels:
+        """The class of single channels that is all that a removable block holds; ``NONE`` where there are several, or none."""
+        of_thread = np.zeros(self.belongs.shape[0], dtype=np.int64)
+        of_thread[self.threads] = self.classes
+        thread, block = self.belongs.tocoo().coords
+        channel = of_thread[thread]
+        single = ~self.is_block[channel]
+        ends = np.full((2, self.count), np.iinfo(np.int64).max)
+        np.minimum.at(ends[0], block[single], channel[single])
+        np.minimum.at(ends[1], block[single], -channel[single])
+        return np.where((ends[0] == -ends[1]) & self.prunable_blocks, ends[0], NONE)
+
     def kept(self, dead: Mask) -> Mask:
         """Which labels stay when the classes in ``dead`` go; a block with nothing left in it goes too."""
         gone = self.belongs @ dead.astype(np.int64) > 0
         kept = ~(dead[self.classes] | gone[self.threads])
-        living = np.zeros(self.belongs.shape[0], dtype=np.int64)
-        living[self.threads[kept & ~self.is_block[self.classes]]] = 1
-        empty = self.is_block & (self.belongs.T @ living == 0)
+        empty = self._filled & ~self._holds(kept)
         return np.asarray(kept & ~empty[self.classes])
+
+    @cached_property
+    def _filled(self) -> Mask:
+        """Blocks with single channels inside."""
+        return self.is_block & self._holds(np.ones(self.ledger.count, dtype=bool))
+
+    def _holds(self, labels: Mask) -> Mask:
+        """Blocks in which some of these labels are single channels."""
+        living = np.zeros(self.belongs.shape[0], dtype=np.int64)
+        living[self.threads[labels & ~self.is_block[self.classes]]] = 1
+        return np.asarray(self.belongs.T @ living > 0)
 
     def _any_class(self, mask: Mask) -> Mask:
         out = np.zeros(self.count, dtype=bool)

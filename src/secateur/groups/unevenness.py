@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from secateur.groups.fields import NONE, Labels
+from secateur.groups.ledger import Rectangle
 from secateur.groups.solve import Mask, Solution, binary, pattern
 
 Count = tuple[int, bytes]
@@ -43,22 +44,27 @@ class Unevenness:
 
 
 def uneven_channels(solution: Solution, classes: Labels) -> Unevenness:
-    """Single channels that stand in some rows of a table more often than in others."""
+    """Single channels that stand in some rows of a table more often than in others; one that is all of a block takes it along."""
     wanted = np.zeros(solution.count, dtype=bool)
     wanted[classes] = True
     wanted &= ~solution.frozen
-    tables = enumerate(r.table for r in solution.ledger.rectangles)
+    tables = enumerate(solution.ledger.rectangles)
     return Unevenness.of(solution, chain.from_iterable(_uneven_classes(solution, *each, wanted) for each in tables))
 
 
-def _uneven_classes(solution: Solution, number: int, table: Labels, wanted: Mask) -> Iterable[tuple[int, int, Labels]]:
-    if table.shape[0] < 2:
+def _uneven_classes(solution: Solution, number: int, rectangle: Rectangle, wanted: Mask) -> Iterable[tuple[int, int, Labels]]:
+    height, width = rectangle.table.shape
+    if height < 2:
         return ()
-    classes = np.where(table == NONE, 0, solution.classes[table])
-    hit = (table != NONE) & wanted[classes]
+    classes = np.where(rectangle.table == NONE, 0, solution.classes[rectangle.table])
+    hit = (rectangle.table != NONE) & wanted[classes]
     local, inverse = np.unique(classes[hit], return_inverse=True)
-    cells = inverse * table.shape[0] + np.nonzero(hit)[0]
-    counts = np.bincount(cells, minlength=local.size * table.shape[0]).reshape(local.size, table.shape[0])
+    cells = inverse * height + np.nonzero(hit)[0]
+    counts = np.bincount(cells, minlength=local.size * height).reshape(local.size, height)
+    whole = counts == width
+    if rectangle.heads is not None and whole.any():
+        dying = whole & (local[:, None] == solution.only_inside[solution.classes[rectangle.heads]])
+        return [(number, int(local[place]), row) for place, row in _uneven_columns(counts.T, dying.T)]
     uneven = (counts != counts[:, :1]).any(1)
     return zip(repeat(number), local[uneven].tolist(), counts[uneven], strict=False)
 
@@ -97,7 +103,7 @@ def _going(solution: Solution, labels: Labels, blocks: Labels) -> sparse.csr_arr
 
 def _uneven_columns(losses: Labels, dying: Mask) -> Iterator[tuple[int, Labels]]:
     """Columns with unequal numbers in the rows that live."""
-    most = losses.max(0)
+    most = np.where(dying, 0, losses).max(0)
     least = np.where(dying, most, losses).min(0)
     uneven = np.flatnonzero(least != most)
     yield from zip(uneven.tolist(), losses.T[uneven], strict=True)

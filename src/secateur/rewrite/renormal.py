@@ -97,6 +97,18 @@ def deviation_and_mean(kept: Tensor, a: dict[str, Any]) -> tuple[Tensor, Tensor]
     return torch.sqrt(found), middle
 
 
+def median(kept: Tensor, a: dict[str, Any]) -> Any:
+    """Median of the kept positions, the lower of two."""
+    present = torch.where(kept, a["self"], torch.nan)
+    return torch.nanmedian(present) if "dim" not in a else torch.nanmedian(present, a["dim"], a["keepdim"])
+
+
+def extremes(kept: Tensor, a: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest kept value."""
+    x, dims, keepdim = a["self"], _dims(a["dim"], a["self"].ndim), bool(a["keepdim"])
+    return torch.where(kept, x, torch.inf).amin(dims, keepdim), torch.where(kept, x, -torch.inf).amax(dims, keepdim)
+
+
 NORMAL: dict[str, Callable[[Tensor, dict[str, Any]], Any]] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
@@ -106,12 +118,14 @@ NORMAL: dict[str, Callable[[Tensor, dict[str, Any]], Any]] = {
     "std": deviation,
     "var_mean": variance_and_mean,
     "std_mean": deviation_and_mean,
+    "median": median,
+    "aminmax": extremes,
 }
 
 NEUTRAL: dict[str, float | bool] = {
-    **dict.fromkeys(("amax", "max", "logsumexp"), -torch.inf),
-    **dict.fromkeys(("amin", "min"), torch.inf),
-    **dict.fromkeys(("norm", "linalg_vector_norm", "any", "nansum"), 0),
-    **dict.fromkeys(("prod", "all"), 1),
+    **dict.fromkeys(("amax", "max", "cummax", "logsumexp", "logcumsumexp"), -torch.inf),
+    **dict.fromkeys(("amin", "min", "cummin"), torch.inf),
+    **dict.fromkeys(("prod", "cumprod", "all"), 1),
+    "nanmean": torch.nan,
 }
 """What an absent position counts as, for statistics that have such a value."""

@@ -11,7 +11,7 @@ from secateur.capture.normalize.attention import pin_attention_scale
 from secateur.capture.normalize.functional import functionalise
 from secateur.capture.normalize.inline import inline_wrappers
 from secateur.capture.normalize.names import canonical_names
-from secateur.capture.normalize.noops import drop_copies, drop_dead
+from secateur.capture.normalize.noops import drop_copies, drop_dead, drop_expansions
 from secateur.capture.normalize.probes import probe_sizes
 from secateur.capture.normalize.selections import push_selections_up
 from secateur.capture.normalize.shuffles import select_shuffles
@@ -37,6 +37,7 @@ def normalize(capture: Capture) -> Capture:
     canonical_names(program)
     if functionalise(program, capture.flat_inputs()):
         drop_copies(program)
+        drop_expansions(program)
         push_selections_up(program)
         select_shuffles(program)
     pin_attention_scale(program)

@@ -213,6 +213,21 @@ def _type_as(node: fx.Node) -> None:
     _rewrite(node, aten.to.dtype, _source(node), fact(node).dtype)
 
 
+def _stacked(dim: int) -> Rename:
+    """Joining along one dimension, for parts of the result's rank."""
+
+    def rename(node: fx.Node) -> None:
+        parts = arguments(node)["tensors"]
+        if all(len(shape(part)) == len(shape(node)) for part in parts):
+            _rewrite(node, aten.cat.default, parts, dim)
+
+    return rename
+
+
+def _hstack(node: fx.Node) -> None:
+    _stacked(min(1, len(shape(node)) - 1))(node)
+
+
 def _renames() -> dict[Any, Rename]:
     table: dict[Rename, list[Any]] = {
         _view: [aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.view_copy.default],
@@ -248,6 +263,10 @@ def _renames() -> dict[Any, Rename]:
         _respell(aten.squeeze.dims): [aten.squeeze_.dims],
         _respell(aten.unsqueeze.default): [aten.unsqueeze_.default],
         _type_as: [aten.type_as.default],
+        _hstack: [aten.hstack.default],
+        _stacked(1): [aten.column_stack.default],
+        _stacked(2): [aten.dstack.default],
+        _stacked(0): [aten.vstack.default],
     }
     renames = {target: rename for rename, targets in table.items() for target in targets}
     for spelling, name in _SPELLINGS.items():

@@ -21,6 +21,25 @@ def drop_copies(program: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
+def drop_expansions(program: fx.GraphModule) -> None:
+    """Read what is expanded instead of the expansion, where every reader broadcasts it by itself."""
+    for node in program.graph.find_nodes(op="call_function", target=aten.expand.default):
+        source = node.args[0]
+        if shape(source) and node.users and all(_broadcasts(user, node, source) for user in node.users):
+            node.replace_all_uses_with(source)
+
+
+def _broadcasts(user: fx.Node, node: fx.Node, source: fx.Node) -> bool:
+    """Whether an elementwise call gives the same with the source of an expansion in its place."""
+    if torch.Tag.pointwise not in getattr(user.target, "tags", ()):
+        return False
+    padded = (1,) * (len(shape(node)) - len(shape(source))) + shape(source)
+    grown = [dim - len(padded) for dim, size in enumerate(padded) if size != shape(node)[dim]]
+    others = [shape(each) for each in user.all_input_nodes if each is not node]
+    covered = all(any(len(other) >= -dim and other[dim] == shape(node)[dim] for other in others) for dim in grown)
+    return covered and static(node, [len(padded) + dim for dim in grown])
+
+
 def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Everything that some nodes are computed from."""
     found: set[fx.Node] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 
 from secateur.groups.fields import Fields
 from secateur.groups.meeting import Shaped, contract, meet
@@ -39,7 +39,7 @@ def linear(call: Call) -> Outcome:
     return add_bias(call, product(call, [x, weight], words, out), call.shape, call["bias"])
 
 
-@rule("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot")
+@rule("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot", "aten.vdot")
 def matmul(call: Call) -> Outcome:
     """``y[..., n, m] = a[..., n, k] b[..., k, m]`` with broadcast batch dimensions."""
     a, b = call.operands()
@@ -63,6 +63,64 @@ def addmm(call: Call) -> Outcome:
         return call.refuse("aten.addbmm sums over its batch, which has no rule")
     fields = _matmul(call, a, b)
     return meet(call.ledger, [bias, Shaped(call.shape, fields)], len(call.shape))
+
+
+@rule("aten.tensordot")
+def tensordot(call: Call) -> Outcome:
+    """Some dimensions of one operand are summed over together with as many of another."""
+    a, b = call["self"], call["other"]
+    left, right = list(ascii_lowercase[: len(a.shape)]), list(ascii_uppercase[: len(b.shape)])
+    for here, there in zip(call["dims_self"], call["dims_other"], strict=True):
+        right[there] = left[here]
+    out = [c for c in left if c not in right] + [c for c in right if c not in left]
+    return product(call, [a, b], ["".join(left), "".join(right)], "".join(out))
+
+
+@rule("aten.inner")
+def inner(call: Call) -> Outcome:
+    """``y[..., j...] = a[..., k] b[j..., k]``."""
+    a, b = call.operands()
+    if not a.shape or not b.shape:
+        return meet(call.ledger, [a, b], len(call.shape))
+    left, right = ascii_lowercase[: len(a.shape) - 1], ascii_uppercase[: len(b.shape) - 1]
+    return product(call, [a, b], [left + "z", right + "z"], left + right)
+
+
+@rule("aten.outer", "aten.ger", "aten.addr")
+def outer(call: Call) -> Outcome:
+    """``y[i, j] = a[i] b[j]``, added to a first operand if there are three."""
+    *bias, a, b = call.operands()
+    fields = product(call, [a, b], ["i", "j"], "ij")
+    return meet(call.ledger, [*bias, Shaped(call.shape, fields)], len(call.shape))
+
+
+@rule("aten.bilinear")
+def bilinear(call: Call) -> Outcome:
+    """``y[..., o] = a[..., i] w[o, i, j] b[..., j] + c[o]``."""
+    a, b, weight = call["input1"], call["input2"], call["weight"]
+    batch = ascii_lowercase[: len(a.shape) - 1]
+    fields = product(call, [a, b, weight], [batch + "x", batch + "z", "yxz"], batch + "y")
+    return add_bias(call, fields, call.shape, call["bias"])
+
+
+@rule("aten.cdist")
+def distances(call: Call) -> Outcome:
+    """The distance of every row of one operand to every row of another, to which an absent position adds nothing."""
+    a, b = call["x1"], call["x2"]
+    if call["p"] < 0 or len(a.shape) != len(b.shape):
+        return call.refuse("distances of this kind have no rule")
+    batch = ascii_lowercase[: len(a.shape) - 2]
+    return product(call, [a, b], [batch + "xz", batch + "yz"], batch + "xy")
+
+
+@rule("aten.cosine_similarity", "aten.linalg_vecdot")
+def cosine(call: Call) -> Outcome:
+    """Products of two operands, summed over one dimension."""
+    a, b = call.operands()
+    rank = max(len(a.shape), len(b.shape))
+    dim = call["dim"] % rank
+    words = [ascii_lowercase[rank - len(each.shape) : rank] for each in (a, b)]
+    return product(call, [a, b], words, ascii_lowercase[:rank].replace(ascii_lowercase[dim], ""))
 
 
 @rule("aten.einsum")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from secateur.groups.fields import Field, Fields
+from secateur.groups.fields import Field, Fields, Labels
+from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 from secateur.groups.rules.slicing import taken
 
@@ -84,3 +85,62 @@ def gather(call: Call) -> Outcome:
     for operand in call.operands()[1:]:
         call.ledger.freeze_fields(operand.fields, "numbers to gather by")
     return hold(call, x, frozenset(range(len(x.shape))), "is gathered position by position")
+
+
+@rule("aten.index_add", "aten.index_copy", "aten.index_reduce")
+def index_add(call: Call) -> Outcome:
+    """Slices are written to places by number, so these stay; along the other dimensions labels meet."""
+    x, source = call["self"], call["source"]
+    dim = call["dim"] % len(x.shape)
+    parts = [Shaped((*o.shape[:dim], 1, *o.shape[dim + 1 :]), hold(call, o, frozenset({dim}), "is written by number")) for o in (x, source)]
+    return meet(call.ledger, parts, len(x.shape))
+
+
+@rule("aten.index_fill")
+def index_fill(call: Call) -> Outcome:
+    """Places that are filled by number stay."""
+    x = call["self"]
+    return hold(call, x, frozenset({call["dim"] % len(x.shape)}), "is written by number")
+
+
+@rule("aten.index_put")
+def index_put(call: Call) -> Outcome:
+    """Places that are written by number or by a mask stay; what is written there meets the other dimensions."""
+    x, values, indices = call["self"], call["values"], call["indices"]
+    for each in indices:
+        call.ledger.freeze_fields(() if each is None else each.fields, "numbers that index a tensor")
+    dims = _indexed_dims(call, indices)
+    text = "is written position by position"
+    fields = hold(call, x, frozenset(dims), text)
+    start, end = dims[0], dims[-1] + 1
+    if dims != list(range(start, end)):
+        call.ledger.freeze_fields(values.fields, text)
+        return fields
+    width = max(1 if _is_mask(call, i) else len(each.shape) for i, each in enumerate(indices) if each is not None)
+    rank = start + width + len(x.shape) - end
+    place = Shaped(_replaced(x.shape, start, end, width), tuple(Field(_relaid_row(f, start, end, width), f.block) for f in fields))
+    lead = rank - len(values.shape)
+    taken = frozenset(range(start - lead, start + width - lead))
+    written = Shaped(tuple(1 if d in taken else size for d, size in enumerate(values.shape)), hold(call, values, taken, text))
+    met = meet(call.ledger, [place, written], rank)
+    return tuple(Field(_relaid_row(f, start, start + width, end - start), f.block) for f in met)
+
+
+def _replaced(shape: tuple[int, ...], start: int, end: int, width: int) -> tuple[int, ...]:
+    return (*shape[:start], *[1] * width, *shape[end:])
+
+
+def _relaid_row(field: Field, start: int, end: int, width: int) -> Labels:
+    """Labels that do not vary from ``start`` to ``end``, with ``width`` dimensions in this place."""
+    return field.labels.reshape(_replaced(field.labels.shape, start, end, width))
+
+
+def _indexed_dims(call: Call, indices: Sequence[Operand | None]) -> list[int]:
+    """Dimensions that numbers or masks pick from; a mask takes as many as it has."""
+    dims: list[int] = []
+    place = 0
+    for number, each in enumerate(indices):
+        width = len(each.shape) if each is not None and _is_mask(call, number) else 1
+        dims += range(place, place + width) if each is not None else ()
+        place += width
+    return dims

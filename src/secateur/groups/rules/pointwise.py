@@ -45,12 +45,14 @@ from secateur.groups.rules.slicing import taken
         "aten.conj",
         "aten.view.dtype",
         "aten.real",
+        "aten.imag",
         "aten.softshrink",
         "aten.hardshrink",
         "aten.special_expit",
         "aten.fake_quantize_per_tensor_affine",
     ),
     *("aten.isfinite", "aten.isinf", "aten.isnan", "aten.resolve_conj", "aten.resolve_neg", "aten.greater", "aten.less", "aten.not_equal"),
+    *("aten.zero", "aten.exponential", "aten.isclose", "aten.complex", "aten.polar"),
     *("aten.greater_equal", "aten.less_equal", "aten.scalar_tensor", "aten.pin_memory", "aten.tensor"),
 )
 def pointwise(call: Call) -> Outcome:
@@ -60,6 +62,13 @@ def pointwise(call: Call) -> Outcome:
         for operand in active:
             call.ledger.note(operand.fields, frozenset(range(len(operand.shape))), "joined")
     return meet(call.ledger, call.operands(), len(call.shape))
+
+
+@rule("aten.broadcast_tensors")
+def broadcast(call: Call) -> Outcome:
+    """All of them in the shape, and with the labels, of what they would make together."""
+    fields = meet(call.ledger, call.operands(), len(call.shape))
+    return [fields for _ in call.shapes]
 
 
 @rule("aten.prelu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from secateur.groups.fields import Field, Fields
 from secateur.groups.ledger import Ledger
 from secateur.groups.meeting import flattened, reduce
@@ -24,18 +26,26 @@ def _reduced(call: Call, x: Operand, dims: frozenset[int]) -> Fields:
     return dropped(reduce(call.ledger, x.fields, dims), dims, bool(call.args.get("keepdim", False)))
 
 
-@rule("aten.sum", "aten.nansum", "aten.any", "aten.all")
+@rule("aten.sum", "aten.nansum", "aten.any", "aten.count_nonzero")
 def total(call: Call) -> Outcome:
     """Labels along summed dimensions end: an absent position adds nothing."""
     x = call["self"]
+    return _reduced(call, x, call.dims(call.args.get("dim"), len(x.shape)))
+
+
+@rule("aten.norm", "aten.linalg_vector_norm", "aten.linalg_norm", "aten.frobenius_norm")
+def norm(call: Call) -> Outcome:
+    """The p-norm is a sum of powers, to which an absent position adds nothing."""
+    x, order = call["self"] if "self" in call.args else call["A"], call.args.get("ord", call.args.get("p"))
     dims = call.dims(call.args.get("dim"), len(x.shape))
-    if not str(call.node.target).startswith("aten.sum"):
-        renormalises(call, x, dims)
+    vector = order is None or "linalg_norm" not in str(call.node.target) or len(dims) == 1
+    if not vector or isinstance(order, str) or (order is not None and order < 0):
+        return call.refuse(f"a norm of order {order!r} has no rule")
     return _reduced(call, x, dims)
 
 
 @rule(
-    *("aten.mean", "aten.var", "aten.std", "aten.amax", "aten.amin", "aten.prod", "aten.logsumexp", "aten.norm", "aten.linalg_vector_norm"),
+    *("aten.mean", "aten.var", "aten.std", "aten.amax", "aten.amin", "aten.prod", "aten.logsumexp", "aten.nanmean", "aten.all"),
     *("aten.var_mean", "aten.std_mean", "aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.aminmax"),
     *("aten.max.default", "aten.min.default", "aten.median.default"),
 )
@@ -44,10 +54,15 @@ def statistic(call: Call) -> Outcome:
     x = call["self"]
     dims = call.dims(call.args.get("dim"), len(x.shape))
     renormalises(call, x, dims)
-    if any(word in str(call.node.target) for word in ("max.dim", "min.dim", "median.dim")):
+    if str(call.node.target).endswith(".dim") and len(call.shapes) > 1 and _reads_places(call):
         _hold(call.ledger, x, dims, "positions along it are returned as numbers")
     fields = _reduced(call, x, dims)
     return [fields for _ in call.shapes] if len(call.shapes) > 1 else fields
+
+
+def _reads_places(call: Call) -> bool:
+    """Whether anything reads the second output: the places of the values that are the first."""
+    return any(user.target is not operator.getitem or user.args[1] == 1 for user in call.node.users)
 
 
 def _hold(ledger: Ledger, x: Operand, dims: frozenset[int], text: str) -> None:
@@ -74,27 +89,34 @@ def after_softmax(ledger: Ledger, fields: Fields, dims: frozenset[int]) -> Field
     return tuple(out)
 
 
-@rule(
-    *(
-        "aten.cumsum",
-        "aten.cumprod",
-        "aten.cummax",
-        "aten.cummin",
-        "aten.logcumsumexp",
-        "aten.sort",
-        "aten.argsort",
-        "aten.topk",
-        "aten.flip",
-    ),
-    *("aten.roll", "aten.argmax", "aten.argmin", "aten.kthvalue", "aten.tril", "aten.triu", "aten.renorm", "aten.diff"),
-)
+@rule("aten.cumsum")
+def running_total(call: Call) -> Outcome:
+    """What was summed so far at each position, to which an absent position adds nothing."""
+    return tuple(call["self"].fields)
+
+
+@rule("aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
+def running(call: Call) -> Outcome:
+    """A statistic over the positions so far is from now on one over the kept ones among them."""
+    x = call["self"]
+    dims = call.dims(call["dim"], len(x.shape))
+    renormalises(call, x, dims)
+    if len(call.shapes) == 1:
+        return tuple(x.fields)
+    if _reads_places(call):
+        _hold(call.ledger, x, dims, "positions along it are returned as numbers")
+    return [tuple(x.fields) for _ in call.shapes]
+
+
+@rule("aten.sort", "aten.argsort", "aten.msort", "aten.topk", "aten.kthvalue", "aten.mode", "aten.nanmedian", "aten.quantile")
+@rule("aten.roll", "aten.rot90", "aten.argmax", "aten.argmin", "aten.tril", "aten.triu", "aten.renorm", "aten.diff")
 def ordered(call: Call) -> Outcome:
     """Operators to which the order along a dimension matters: labels along it stay."""
     x = call["self"]
     rank = len(x.shape)
     name = str(call.node.target)
     given = call.args.get("dim", call.args.get("dims"))
-    dims = frozenset({rank - 2, rank - 1}) if "tri" in name else call.dims(given, rank)
+    dims = frozenset({rank - 2, rank - 1}) if "tri" in name else frozenset({0}) if "msort" in name else call.dims(given, rank)
     _hold(call.ledger, x, dims, f"{name.split('.')[1]} depends on the order along it")
     fields = tuple(f for f in x.fields if not f.dims & dims)
     if len(call.shape) < rank:

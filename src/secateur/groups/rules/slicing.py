@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 from secateur.groups.fields import Field, Fields, compact
@@ -56,11 +58,16 @@ def select(call: Call) -> Outcome:
     "aten.split_with_sizes_copy",
 )
 def split(call: Call) -> Outcome:
-    """Consecutive parts of a dimension."""
+    """Consecutive parts of a dimension; one that nobody reads holds nothing."""
     x = call["self"]
     dim = call["dim"] % len(x.shape)
-    ends = np.cumsum([shape[dim] for shape in call.shapes])
-    return [taken(call, x, dim, slice(int(end) - shape[dim], int(end))) for end, shape in zip(ends, call.shapes, strict=True)]
+    read = {user.args[1] if user.target is operator.getitem else None for user in call.node.users}
+    parts = []
+    for number, shape in enumerate(call.shapes):
+        start = sum(each[dim] for each in call.shapes[:number])
+        wanted = bool({number, None} & read)
+        parts.append(taken(call, x, dim, slice(start, start + shape[dim])) if wanted else ())
+    return parts
 
 
 @rule("aten.unbind", "aten.unbind_copy")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from secateur.groups.fields import Field, Fields, hierarchy, permuted, regroup, reshaped
 from secateur.groups.meeting import flattened
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
@@ -113,6 +115,15 @@ def movedim(call: Call) -> Outcome:
     for place, dim in sorted(zip(target, source, strict=True)):
         order.insert(place, dim)
     return tuple(permuted(f, order) for f in x.fields)
+
+
+@rule("aten.flip", "aten.fliplr", "aten.flipud")
+def flip(call: Call) -> Outcome:
+    """Reverse some dimensions, their labels with them."""
+    x = call["self"]
+    name = str(call.node.target)
+    dims = (1,) if "fliplr" in name else (0,) if "flipud" in name else tuple(call["dims"])
+    return tuple(Field(np.flip(f.labels, dims).copy(), f.block) for f in x.fields)
 
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import numpy as np
 import torch
 from torch import fx
 
 from secateur.rewrite.constants.registry import Site, adjusts
-from secateur.rewrite.constants.shapes import output_sizes
 
 
 @adjusts("aten.slice", "aten.slice_scatter")
@@ -54,8 +55,10 @@ def split(site: Site) -> None:
     fields, shape = site.source()
     dim = site.get("dim") % len(shape)
     if any(dim in f.dims for f in fields):
+        ends = accumulate(fact.shape[dim] for fact in site.old.meta["fact"])
+        bounds = [0, *(site.cut.before(fields, dim, shape[dim], end) for end in ends)]
         site.new.target = torch.ops.aten.split_with_sizes.default
-        site.new.args, site.new.kwargs = (site.new.args[0], output_sizes(site, dim), dim), {}
+        site.new.args, site.new.kwargs = (site.new.args[0], [b - a for a, b in pairwise(bounds)], dim), {}
 
 
 @adjusts("aten.index_select")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from secateur.capture.capture import Fact
 from secateur.rewrite.constants.registry import Site, adjusts
 
 
@@ -106,10 +105,3 @@ def unflatten(site: Site) -> None:
     sizes = list(site.get("sizes"))
     dim = site.get("dim") % len(site.source()[1])
     site.set("sizes", [-1 if s == -1 else site.size(s, site.dense[dim + i], site.shape[dim + i]) for i, s in enumerate(sizes)])
-
-
-def output_sizes(site: Site, dim: int) -> list[int]:
-    """New sizes along a dimension of each of several outputs."""
-    facts = site.old.meta["fact"]
-    fields = site.cut.solution.walk.fields[site.old]
-    return [site.cut.shape(f, fact.shape)[dim] for f, fact in zip(fields, facts, strict=True) if isinstance(fact, Fact)]

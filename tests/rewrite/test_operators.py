@@ -1,0 +1,105 @@
+"""Everyday operators between two layers: channels go through them, and the proof holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.rewrite import prove, rewrite
+from secateur.rewrite.graph import rewrite_graph
+from secateur.study import Study, study
+
+
+class Through(nn.Module):
+    """``width`` channels that a function of them and of a second layer's turns into as many, or into none."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], width: int = 8) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Linear(5, width), nn.Linear(5, width)
+        self.last = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x), self.second(x)))
+
+
+def studied(function: Callable[[Tensor, Tensor], Tensor]) -> Study:
+    model, x = Through(function).eval(), torch.randn(2, 4, 5)
+    model(x)
+    return study(model, x)
+
+
+def writing(a: Tensor, b: Tensor) -> Tensor:
+    a = a.clone()
+    a[:, [0, 2]] = b[:, :2]
+    return a
+
+
+def masked(a: Tensor, b: Tensor) -> Tensor:
+    a = a.clone()
+    a[torch.tensor([[True, False, True, False]] * 2)] = b[0, 0]
+    return a
+
+
+def rotated(a: Tensor, b: Tensor) -> Tensor:
+    turns = torch.polar(torch.ones(4, 4), torch.arange(16.0).view(4, 4) / 5)
+    pairs = torch.view_as_complex(a.unflatten(-1, (4, 2)).contiguous()) * turns[:, :1]
+    return torch.view_as_real(pairs).flatten(-2) * b
+
+
+def cleared(a: Tensor, b: Tensor) -> Tensor:
+    a = a * 2
+    a[:, 1:3].zero_()
+    return a + b
+
+
+PASSED = {
+    "normalize": lambda a, b: F.normalize(a, dim=-1) + b,
+    "linalg norm": lambda a, b: a / torch.linalg.norm(a, dim=-1, keepdim=True) + b,
+    "cosine": lambda a, b: F.cosine_similarity(a[:, :, None], b[:, None], dim=-1),
+    "vecdot": lambda a, b: torch.linalg.vecdot(a[:, :, None], b[:, None]),
+    "tensordot": lambda a, b: torch.tensordot(a, b.mean((0, 1))[:, None], 1).expand(-1, -1, 2) + 1,
+    "tensordot of pairs": lambda a, b: torch.tensordot(a, b, ([0, 2], [0, 2])),
+    "inner": lambda a, b: torch.inner(a, b.mean(0)),
+    "outer": lambda a, b: torch.outer(a.sum((0, 1)), b.sum((0, 1))) @ a.sum((0, 1)) + a,
+    "addr": lambda a, b: a[0].mT.addr(b.sum((0, 1)), a[0].sum(1)).mT,
+    "cdist": lambda a, b: torch.cdist(a, b),
+    "largest": lambda a, b: a.max(-1, keepdim=True)[0] + a + b.min(-1, keepdim=True).values,
+    "median": lambda a, b: a.median(-1, keepdim=True)[0] + b,
+    "aminmax": lambda a, b: a * torch.aminmax(b, dim=-1, keepdim=True)[1],
+    "nanmean": lambda a, b: a - b.nanmean(-1, keepdim=True),
+    "count": lambda a, b: a * (b > 0).count_nonzero(-1)[..., None],
+    "cumsum": lambda a, b: a.cumsum(-1) + b,
+    "cumprod": lambda a, b: a.cumprod(-1) + b,
+    "cummax": lambda a, b: a.cummax(-1)[0] + b.logcumsumexp(-1),
+    "flip": lambda a, b: a.flip(-1) + b,
+    "fliplr": lambda a, b: torch.fliplr(a.flatten(0, 1)) + b.flatten(0, 1),
+    "stacks": lambda a, b: torch.hstack([a, b]) + torch.vstack([a, b]).mean() + torch.dstack([a, b])[..., :8].sum(1, keepdim=True),
+    "broadcast": lambda a, b: torch.broadcast_tensors(a, b[:, :1])[1] * a,
+    "index_add": lambda a, b: torch.zeros_like(a).index_add(1, torch.tensor([2, 0]), b[:, :2]) + a,
+    "index_fill": lambda a, b: a.index_fill(1, torch.tensor([1]), 2.0) + b,
+    "written by number": writing,
+    "written at the front": lambda a, b: a.index_put((torch.tensor([1, 0]),), b[:, :1]) * 2,
+    "written by a mask": masked,
+    "fourier": lambda a, b: torch.fft.irfft(torch.fft.rfft(a, dim=1), n=4, dim=1) + torch.fft.fft2(b, dim=(0, 1)).real,
+    "complex": rotated,
+    "complex parts": lambda a, b: torch.complex(a, b).abs() + torch.polar(a.exp(), b).imag,
+    "zeroed in place": cleared,
+    "a part that is not read": lambda a, b: a.split([1, 7], dim=-1)[1].sum(-1, keepdim=True) + b,
+}
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_channels_go_through(name: str) -> None:
+    found = studied(PASSED[name])
+    assert not found.coverage.unknown
+    held = [d for d in found.coverage.dimensions if d.tensor in ("first.weight", "second.weight") and d.dim == 0 and d.prunable < d.size]
+    assert not held
+    cut = found.cut(found.plan(ratio=0.5))
+    assert cut.dead.any()
+    assert prove(cut, rewrite_graph(cut), [found.capture.flat_inputs()]).error <= 1e-9
+    assert rewrite(cut).proof.error <= 1e-9

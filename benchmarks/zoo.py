@@ -103,9 +103,13 @@ def _torchvision(name: str, size: int | None) -> Built:
     segmenter = any(word in name for word in ("deeplab", "fcn_", "lraspp"))
     more: dict[str, Any] = {"weights_backbone": None} if detector or segmenter else {}
     more |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    side = size or (300 if name.startswith("ssd") else 128)
+    if detector and not name.startswith("ssd"):
+        more |= {"min_size": side, "max_size": side}  # they enlarge images to 800 pixels on their own
+    if "rcnn" in name:
+        more |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5}  # untrained weights find something everywhere
     model = torchvision.models.get_model(name, weights=None, **more).eval()
     if detector:
-        side = size or 320
 
         def listed(batch: int) -> Inputs:
             return ([torch.rand(3, side, side) for _ in range(batch)],), {}
@@ -118,7 +122,7 @@ def _torchvision(name: str, size: int | None) -> Built:
             return (torch.randn(batch, 3, side, side), torch.randn(batch, 3, side, side), 2), {}
 
         return model, pairs(1), pairs
-    video = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "s3d": (16, 64)}
+    video = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "s3d": (16, 224)}
     if name in video or name in ("mc3_18", "r2plus1d_18", "r3d_18") or name.startswith("swin3d"):
         frames, side = video.get(name, (8, 64))
 

@@ -53,6 +53,8 @@ class Capture:
     """Every name of each leaf tensor, by the one name that the graph uses."""
     dynamic: bool = False
     """Whether sizes of the inputs stayed symbolic in the graph."""
+    decided: bool = False
+    """Whether the recorded run looked at values that depend on the inputs, so that others may make other calls."""
     notes: tuple[str, ...] = ()
     """What was tried and did not work on the way, for the report."""
 

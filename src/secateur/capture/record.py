@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from secateur.capture.retrace import retrace
 from secateur.capture.tape import Tape
 from secateur.capture.trees import copied, flatten_outputs, input_names
 from secateur.capture.untouched import Keepsakes, untouched
+from secateur.capture.values import depends_on_values
 from secateur.capture.verify import close_capture
 from secateur.errors import CaptureError
 
@@ -48,7 +50,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
         program = tape.finish(model, out_leaves)
         expected = copied(out_leaves)
     tied = {**leaves.tied, **{name: (name,) for name in tape.constants}}
-    return close_capture(Capture(program, model, args, kwargs, in_spec, out_spec, "record", tied), expected)
+    found = close_capture(Capture(program, model, args, kwargs, in_spec, out_spec, "record", tied), expected)
+    return replace(found, decided=depends_on_values(found.graph))
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from secateur.capture.facts import CONSTANT_PREFIX
 from secateur.capture.leaves import Leaves, address, place
 from secateur.capture.modules import ModulePath
 from secateur.capture.untouched import Keepsakes
+from secateur.capture.values import tells_python
 from secateur.capture.writes import close_graph, written
 from secateur.errors import CaptureError
 
@@ -40,7 +41,7 @@ class Tape:
         self._remember(value, self._placed(self.graph.placeholder(name)))
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
-        """Run one call, and write it down if it makes or changes a tensor."""
+        """Run one call, and write it down if it makes or changes a tensor, or tells Python what is in one."""
         if target is aten.detach_.default:
             return run()
         operands = written(target, args, kwargs)
@@ -53,9 +54,12 @@ class Tape:
         }
         result = run()
         items = result if isinstance(result, list | tuple) else [result]
-        if operands or any(isinstance(item, Tensor) for item in items):
-            target = aten.lift_fresh_copy.default if target is aten.lift_fresh.default else target
-            self._remember(result, self._placed(self.graph.call_function(target, node_args, node_kwargs)))
+        target = aten.lift_fresh_copy.default if target is aten.lift_fresh.default else target
+        node = self._placed(self.graph.call_function(target, node_args, node_kwargs))
+        if operands or any(isinstance(item, Tensor) for item in items) or tells_python(node):
+            self._remember(result, node)
+        else:
+            self.graph.erase_node(node)
         return result
 
     def finish(self, model: nn.Module, outputs: Sequence[Any]) -> fx.GraphModule:

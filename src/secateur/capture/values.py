@@ -7,24 +7,38 @@ from torch import fx
 
 from secateur.capture.capture import Fact
 
-_TELLING = frozenset([torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape])
 # torch.export knows their shapes by heart, so they carry no tag.
 _UNTAGGED = frozenset(["torchvision::nms", "aten::is_nonzero", "aten::nonzero_numpy"])
 
 
 def depends_on_values(graph: fx.Graph) -> bool:
     """Whether any call gives a number or a shape that depends on values which are not constant."""
-    return any(_looks(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    return any(looks(node) for node in graph.nodes)
 
 
-def _looks(node: fx.Node) -> bool:
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    if not _TELLING.intersection(target.tags) and target._schema.name not in _UNTAGGED:
+def tells_python(node: fx.Node) -> bool:
+    """Whether a call gives Python something that depends on what is in a tensor."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    facts = [operand.meta.get("fact") for operand in node.all_input_nodes]
-    varying = [fact for fact in facts if isinstance(fact, Fact) and fact.value is None]
+    # All that `.tolist()` leaves behind is a result that no call reads.
+    listed = node.target._schema.name == "aten::resolve_neg" and not node.users
+    return listed or torch.Tag.data_dependent_output in node.target.tags or node.target._schema.name in _UNTAGGED
+
+
+def looks(node: fx.Node) -> bool:
+    """Whether a call gives a number or a shape that depends on values which are not constant."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if not tells_python(node) and torch.Tag.dynamic_output_shape not in target.tags:
+        return False
+    varying = [operand for operand in node.all_input_nodes if not operand.meta.get("constant", False)]
     if target._schema.name.startswith("aten::index"):
         # Indexing carries the tag because of masks; positions give the shape that they have themselves.
-        return any(fact.dtype in (torch.bool, torch.uint8) for fact in varying[1:])
+        return any(_is_mask(operand) for operand in varying if operand is not node.args[0])
     return bool(varying)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    fact = node.meta.get("fact")
+    return isinstance(fact, Fact) and fact.dtype in (torch.bool, torch.uint8)

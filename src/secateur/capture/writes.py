@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from secateur.capture.program import as_program
+from secateur.capture.values import tells_python
 
 aten = torch.ops.aten
 
@@ -59,4 +60,4 @@ def close_graph(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], name: str)
 
 def _matters_unused(node: fx.Node) -> bool:
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return is_random or bool(node.op == "call_function" and written(node.target, node.args, node.kwargs))
+    return is_random or tells_python(node) or bool(node.op == "call_function" and written(node.target, node.args, node.kwargs))

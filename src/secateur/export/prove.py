@@ -155,7 +155,7 @@ class _Last:
 
     def _inputs(self, saved: Capture) -> list[list[Any]]:
         flat = saved.flat_inputs()
-        return [flat] if depends_on_values(saved.graph) else [flat, random_like(flat, self.seed + 1)]
+        return [flat] if saved.decided or depends_on_values(saved.graph) else [flat, random_like(flat, self.seed + 1)]
 
 
 def _saved(directory: Directory, dense: nn.Module | ExportedProgram, source: Capture, trust_pickle: bool) -> Capture:

@@ -15,15 +15,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture, record
+from secateur.capture.flat import FlatModel, tensors_of
 from secateur.capture.normalize import normalize
 from secateur.capture.program import as_program
 from secateur.capture.trees import copied
-from secateur.capture.values import depends_on_values
-from secateur.errors import ProofError, RewriteError, SecateurError
+from secateur.capture.verify import check_on
+from secateur.errors import CaptureError, ProofError, RewriteError, SecateurError
 from secateur.groups import Solution, solve, walk
 from secateur.plan import Factorize
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.factorize import Batches, FactorizedLayer, factorize
+from secateur.rewrite.follow import followed
 from secateur.rewrite.graph import rewrite_graph
 from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, shrink_module, tied_names
 from secateur.rewrite.nodes import first_difference
@@ -57,15 +59,18 @@ def rewrite(cut: Cut, *, prefer: Prefer = "auto", tolerance: float = TOLERANCE, 
     With ``prefer="auto"`` the user's class is tried first, then the graph; ``"module"`` and ``"graph"`` allow one alone.
     Raises :class:`ProofError` or :class:`RewriteError` if no result can be proven.
     """
-    failure = "not tried"
-    if prefer != "graph":
+    if prefer == "graph":
+        return _as_graph(cut, tolerance, seed, ())
+    try:
+        return _as_module(cut, tolerance, seed)
+    except SecateurError as failure:
+        if prefer == "module":
+            raise
         try:
-            return _as_module(cut, tolerance, seed)
+            return _as_graph(cut, tolerance, seed, (f"the user's class was not kept: {failure}",))
         except SecateurError as error:
-            failure = str(error)
-            if prefer == "module":
-                raise
-    return _as_graph(cut, tolerance, seed, (f"the user's class was not kept: {failure}",) if prefer == "auto" else ())
+            error.args = (f"{error} The user's class was tried before: {failure}",)
+            raise
 
 
 def rewrite_factorized(
@@ -135,9 +140,9 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
             small = _quiet_record(model, source)
             inputs = _inputs(source, seed)
             proof = prove(
-                cut,
+                followed(cut),
                 small.program,
-                inputs if source.how == "export" or not depends_on_values(source.graph) else inputs[:1],
+                inputs,
                 tolerance=tolerance,
                 seed=seed,
                 rename=tied_names(source),
@@ -182,6 +187,8 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
     """A graph of ordinary layers, from a capture that leaves input sizes open."""
     source = cut.solution.walk.capture
     wide = normalize(capture(source.model, source.args, dict(source.kwargs), graph=True)) if source.how != "given" else source
+    if wide.how == "record":
+        _check_elsewhere(wide, seed)
     cut = transfer(cut, solve(walk(wide))) if wide is not source else cut
     program = rewrite_graph(cut)
     raised = raise_layers(_copied(program), wide)
@@ -192,6 +199,19 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
         node = first_difference(cut, program, wide.flat_inputs(), seed)
         raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error
     return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes))
+
+
+def _check_elsewhere(wide: Capture, seed: int) -> None:
+    """Raise unless a recorded graph computes what the model computes on inputs of other values too."""
+    flat = wide.flat_inputs()
+    try:
+        if wide.decided:
+            raise CaptureError("The model looked at values on the way.")
+        for other in (seed + 1, seed + 2):
+            check_on(wide, tensors_of(random_like(flat, other)), FlatModel(wide.model, flat, wide.in_spec))
+    except CaptureError as error:
+        name = type(wide.model).__name__
+        raise RewriteError(f"What {name} calls depends on values; a recorded graph of it holds for these inputs alone. {error}") from error
 
 
 def _copied(program: torch.fx.GraphModule) -> torch.fx.GraphModule:

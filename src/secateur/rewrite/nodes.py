@@ -29,7 +29,7 @@ def compare_nodes(
     """
     values = _recorded(Masked(cut, dense), flat_inputs)
     found = _recorded(Double(program, small), flat_inputs)
-    calls = [n for n in cut.solution.walk.capture.graph.nodes if n.op == "call_function" and isinstance(values.get(n.name), Tensor)]
+    calls = [n for n in cut.solution.walk.capture.graph.nodes if n.op == "call_function" and _says_something(values.get(n.name))]
     errors = [_node_error(cut, n, values[n.name], found[n.name]) for n in calls if isinstance(found.get(n.name), Tensor)]
     alike = [e for e in errors if e is not None]
     if 2 * len(alike) < len(calls):
@@ -38,9 +38,13 @@ def compare_nodes(
     return Trial(f"{len(alike)} inner values, since the outputs are empty", worst, worst)
 
 
+def _says_something(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
+
+
 def _node_error(cut: Cut, node: fx.Node, want: Tensor, have: Tensor) -> float | None:
     kept = kept_values(cut, cut.fields(node), want)
-    if kept.numel() != have.numel() or not kept.numel() or not kept.is_floating_point():
+    if kept.numel() != have.numel() or not kept.numel():
         return None
     return largest_difference(kept.reshape(-1), have.reshape(-1)) / max(largest(want), 1e-300)
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from secateur.capture import Capture, record
-from secateur.capture.values import depends_on_values
 from secateur.errors import ProofError
 from secateur.rewrite.compare import compare
 from secateur.rewrite.execute import Double
@@ -41,7 +40,7 @@ def prove_factorized(
     names = _names(reference, factorized, program, layers, rename or {})
     _check_untouched(dense, program, names, layers)
     flat = reference.flat_inputs()
-    inputs = [flat] if depends_on_values(reference.graph) else [flat, random_like(flat, seed + 1)]
+    inputs = [flat] if reference.decided else [flat, random_like(flat, seed + 1)]
     tied = tied_names(reference)
     own = {tied.get(name, name): value for name, value in exact.items()}
     # Factors keep their values, biases may be perturbed: those of factors and of the reference are the same.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.capture import CONSTANT_PREFIX
 from secateur.errors import RewriteError
 from secateur.groups.solve import Mask, Solution
 from secateur.rewrite.cut import Cut
@@ -14,7 +15,8 @@ def transfer(cut: Cut, target: Solution) -> Cut:
 
     Raises :class:`RewriteError` if the other capture couples channels in a way in which these can't go.
     """
-    wanted = {(name, dim): cut.keeps(labels).ravel() for (name, dim), labels in cut.solution.slot_labels.items()}
+    stored = {place: labels for place, labels in cut.solution.slot_labels.items() if not place[0].startswith(CONSTANT_PREFIX)}
+    wanted = {place: cut.keeps(labels).ravel() for place, labels in stored.items()}
     gone = np.zeros(target.ledger.count, dtype=bool)
     known = np.zeros(target.ledger.count, dtype=bool)
     for key, labels in target.slot_labels.items():

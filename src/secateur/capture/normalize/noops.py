@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from secateur.capture.normalize.edit import arguments, aten, fact, mutates, operands, shape, static
+from secateur.capture.values import looks, tells_python
 
 
 def drop_copies(program: fx.GraphModule) -> None:
@@ -52,8 +53,12 @@ def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def drop_dead(program: fx.GraphModule) -> None:
-    """Remove calls that nothing reads (checks among them), except those that write in place."""
-    program.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or mutates(node))
+    """Remove calls that nothing reads (checks among them), except those that write in place or by which Python decides."""
+    program.graph.eliminate_dead_code(is_impure_node=_matters)
+
+
+def _matters(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output") or mutates(node) or (tells_python(node) and looks(node))
 
 
 def _changes_nothing(node: fx.Node, devices: set[torch.device]) -> bool:

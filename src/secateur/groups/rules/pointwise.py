@@ -51,7 +51,7 @@ from secateur.groups.rules.slicing import taken
         "aten.special_expit",
         "aten.fake_quantize_per_tensor_affine",
     ),
-    *("aten.isfinite", "aten.isinf", "aten.isnan", "aten.resolve_conj", "aten.resolve_neg", "aten.greater", "aten.less", "aten.not_equal"),
+    *("aten.isfinite", "aten.isinf", "aten.isnan", "aten.resolve_conj", "aten.greater", "aten.less", "aten.not_equal"),
     *("aten.zero", "aten.exponential", "aten.isclose", "aten.complex", "aten.polar"),
     *("aten.greater_equal", "aten.less_equal", "aten.scalar_tensor", "aten.pin_memory", "aten.tensor"),
 )

@@ -1,0 +1,77 @@
+"""Models whose calls depend on values: the dense reference decides as the smaller model does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import RewriteError
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+CORNER = float(X[0, 0])
+
+
+class Finder(nn.Module):
+    """Keeps the rows with a positive score, as a detector keeps boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.score, self.last = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 2)
+        with torch.no_grad():
+            self.score.weight.copy_(torch.tensor([[5.0, 5.0, 5.0, 5.0, -0.1, -0.1, -0.1, -0.1]]))
+            self.first.weight[:4].mul_(0.5)
+            self.score.bias.fill_(-1e-3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return one tensor for each row that is found."""
+        inner = self.first(x).relu()
+        found = [row for row, high in enumerate(self.score(inner)[:, 0] > 0) if bool(high)]
+        return [self.last(inner[row]) for row in found] or [self.last(inner)]
+
+
+class Unseen(Finder):
+    """Looks at values in a way that leaves no call, and reads a width off its own code."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return what is found, or for one input something else."""
+        inner = self.first(x).view(6, 8)
+        return [self.last(inner) if np.from_dlpack(x)[0, 0] == CORNER else self.last(inner.relu())]
+
+
+class Listing(Finder):
+    """Looks at a list of values, and reads a width off its own code."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return one of two outputs."""
+        inner = self.first(x).view(6, 8)
+        return [self.last(inner) if self.score(inner)[:, 0].tolist()[0] > 0 else self.last(inner.relu())]
+
+
+class Stubborn(Finder):
+    """Reads a width off its own code."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return what is found, after a view that holds eight channels."""
+        return [row + self.first(x).view(6, 8).sum() * 0 for row in super().forward(x)]
+
+
+def test_the_reference_finds_what_the_smaller_model_finds() -> None:
+    torch.manual_seed(0)
+    model = Finder().eval()
+    study = sc.study(model, X)
+    result = sc.apply(study, study.plan(indices={"first": [0, 1, 2, 3]}))
+    assert result.kind == "module"
+    assert result.proof.holds
+    assert len(result.model(X)) != len(model(X))
+
+
+@pytest.mark.parametrize("kind", [Stubborn, Listing, Unseen])
+def test_a_graph_of_decided_calls_is_refused(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    study = sc.study(kind().eval(), X)
+    assert study.capture.decided == (kind is not Unseen)
+    with pytest.raises(RewriteError, match="holds for these inputs alone"):
+        sc.apply(study, study.plan(indices={"first": [0, 1]}))

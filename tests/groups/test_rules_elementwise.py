@@ -80,3 +80,16 @@ def test_a_slope_for_each_channel_goes_with_it() -> None:
 
 def test_one_slope_for_all_channels_joins_nothing() -> None:
     assert found(F.prelu, (2, 4), (1,))["a1"] == own("a1", 4)
+
+
+def test_what_is_the_same_in_every_row_but_needs_all_rows_goes_from_all_of_them() -> None:
+    met = found(lambda a, b: a.reshape(2, 3) * (b * torch.arange(1.0, 3.0)[:, None]), (6,), (3,))
+    assert met["a0"] == own("a0", 3) * 2
+    assert met["b0"] == own("a0", 3)
+
+
+def test_what_needs_all_of_a_row_lets_rows_go() -> None:
+    met = found(lambda a, b: a.reshape(2, 3) * (b * torch.arange(1.0, 4.0)), (6,), (2, 1))
+    assert met["a0"] == whole(6)
+    assert [(g.kind, g.size) for g in met.study.groups if g.prunable] == [("blocks", 2)]
+    assert met.heads("a0") == [0, 0, 0, 1, 1, 1]

@@ -26,7 +26,7 @@ def meet(ledger: Ledger, operands: Sequence[Shaped], rank: int) -> Fields:
     fields = (*units, *blocks)
     for field in fields:
         for operand in operands:
-            _pin_unlabelled(ledger, field, operand)
+            _pin_unlabelled(ledger, field, operand, fields)
     return fields
 
 
@@ -58,15 +58,21 @@ def _meet_units(ledger: Ledger, units: list[Field], blocks: list[Field]) -> tupl
     return kept, blocks
 
 
-def _pin_unlabelled(ledger: Ledger, field: Field, operand: Shaped) -> None:
-    """Hold the labels that meet an operand which extends along them and has no labels of its own there."""
+def _pin_unlabelled(ledger: Ledger, field: Field, operand: Shaped, fields: Fields) -> None:
+    """Hold the labels that meet an operand which extends along them and has no labels of its own there.
+
+    Where it has none along some of their dimensions, what goes is whole along these: blocks where blocks name the other dimensions,
+    else all labels of a line together.
+    """
     covered = frozenset().union(*(f.dims for f in operand.fields)) if operand.fields else frozenset()
     bare = frozenset(d for d in field.dims if operand.shape[d] > 1) - covered
     text = "meets values that are not made by prunable weights"
     if bare == field.dims:
         ledger.freeze(field.labels, text)
-    elif bare:
+    elif bare and _blocks_cover(fields, field.dims - bare, bare):
         ledger.pin(field.labels, bare, operand.shape, text)
+    elif bare:
+        flattened(ledger, field, bare)
 
 
 def contract(ledger: Ledger, operands: Sequence[Shaped], letters: Sequence[str], out: str) -> Fields:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from networks import attention as at
 from networks import convolutional as cv
+from networks import recurrent as rc
 from networks import whole as wh
 from secateur.study import Study, study
 
@@ -134,7 +135,9 @@ CASES = [
     Case("mixer", at.Mixer, TOKENS),
     Case("patch_merging", at.PatchMerging, PIXELS),
     Case("language_model", at.LanguageModel, _numbers, heads=True),
+    Case("recurrent", rc.Recurrent, VECTORS),
+    Case("both_ways", rc.BothWays, VECTORS),
+    Case("translation", rc.Translation, VECTORS),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
     Case("rolled", wh.Rolled, VECTORS, whole="roll"),
-    Case("recurrent", wh.Recurrent, VECTORS, whole="lstm"),
 ]

@@ -150,3 +150,33 @@ def test_a_grouped_convolution_of_the_input_makes_equally_many_channels_in_every
     group = met.study.groups[0]
     assert (group.name, group.layout, group.prunable) == ("0", "2 x 3", True)
     assert row(met, "1.weight", 1) == row(met, "0.weight", 0)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_every_gate_of_a_recurrent_layer_has_a_row_for_each_unit(kind: type[nn.RNNBase], gates: int) -> None:
+    met = Found(study(kind(3, 2, num_layers=2, bidirectional=True), torch.randn(4, 1, 3)))
+    first, second = row(met, "weight_hh_l0", 1), row(met, "weight_hh_l0_reverse", 1)
+    assert row(met, "weight_ih_l0", 0) == row(met, "bias_ih_l0", 0) == row(met, "weight_hh_l0", 0) == first * gates
+    assert row(met, "weight_ih_l0_reverse", 0) == second * gates
+    assert row(met, "weight_ih_l1", 1) == row(met, "weight_ih_l1_reverse", 1) == first + second
+    assert len(set(first + second)) == 4
+    assert met.rectangles == [(4, 2)]
+
+
+def test_units_that_start_at_given_values_stay() -> None:
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.GRU(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.cell(x, torch.ones(1, x.shape[1], 4))[0])
+
+    met = Found(study(Started(), torch.randn(5, 2, 3)))
+    assert not [g for g in met.study.groups if g.prunable]
+    assert "starts at a value" in str(met.study.groups[0].reason)
+
+
+def test_projected_states_have_no_rule() -> None:
+    met = Found(study(nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 6, proj_size=2)), torch.randn(5, 2, 3)))
+    assert "weights of this kind" in str(met.study.groups[0].reason)

@@ -45,14 +45,3 @@ class Rolled(Between):
 
     def between(self, x: Tensor) -> Tensor:
         return x.roll(1, -1)
-
-
-class Recurrent(Between):
-    """An LSTM, whose gates have no rule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.recurrent = nn.LSTM(8, 8, batch_first=True)
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.recurrent(x)[0]

@@ -232,3 +232,21 @@ def test_the_users_class_keeps_its_type_and_its_layers_tell_their_new_widths() -
     assert isinstance(layer, nn.Conv2d)
     assert (layer.groups, layer.in_channels, layer.out_channels, tuple(layer.weight.shape)) == (3, 12, 12, (12, 4, 3, 3))
     assert result.get_submodule("block.1.1").num_features == 12
+
+
+def test_a_recurrent_layer_tells_its_new_sizes_also_where_they_were_equal() -> None:
+    class Equal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cells, self.last = nn.Linear(3, 8), nn.LSTM(8, 8, num_layers=2), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.cells(self.first(x))[0])
+
+    found = study(Equal(), torch.randn(4, 2, 3))
+    cells = rewrite(found.cut(found.plan(ratios={"first": 0.5, "cells": 0.25})), prefer="module").model.get_submodule("cells")
+    assert isinstance(cells, nn.LSTM)
+    assert (cells.input_size, cells.hidden_size) == (4, 6)
+    assert cells.weight_ih_l1.shape == (24, 6)
+    cells.flatten_parameters()
+    assert cells.all_weights[0][0] is cells.weight_ih_l0

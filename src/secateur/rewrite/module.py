@@ -75,6 +75,9 @@ def _rewritten_groups(program: fx.GraphModule) -> dict[str, int]:
 
 def _widths(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int | None) -> dict[str, Any]:
     """The attributes that torch's layers keep beside their tensors."""
+    if isinstance(module, nn.RNNBase):
+        sides = {"input_size": shapes.get("weight_ih_l0"), "hidden_size": shapes.get("weight_hh_l0")}
+        return {name: shape[1] for name, shape in sides.items() if shape is not None}
     shape = shapes.get("weight", shapes.get("running_mean"))
     if shape is None:
         return {}

@@ -1,0 +1,42 @@
+"""Small networks with recurrent layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Recurrent(nn.Module):
+    """An LSTM between linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.recurrent, self.head = nn.Linear(6, 10), nn.LSTM(10, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(torch.relu(self.first(x)))[0])
+
+
+class BothWays(nn.Module):
+    """A GRU of two layers in both directions, and its last states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.recurrent = nn.Linear(6, 10), nn.GRU(10, 6, num_layers=2, bidirectional=True)
+        self.head, self.last = nn.Linear(12, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, states = self.recurrent(torch.relu(self.first(x)).transpose(0, 1))
+        return self.head(x).transpose(0, 1) + self.last(states).sum(0)[:, None]
+
+
+class Translation(nn.Module):
+    """One LSTM starts from the states of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self.writer, self.head = nn.LSTM(6, 8, batch_first=True), nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, states = self.reader(x)
+        return self.head(self.writer(x.flip(1), states)[0])

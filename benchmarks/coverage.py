@@ -1,12 +1,13 @@
 """Cut every group of many architectures to half, and check all that a user relies on. Each model in a process of its own.
 
-    python benchmarks/coverage.py                          # the default list; results in benchmarks/results/coverage.jsonl
+    python benchmarks/coverage.py                          # the set `core`; results in benchmarks/results/coverage.jsonl
+    python benchmarks/coverage.py --set torchvision --set timm-families --set transformers --set others --checks proof --peer
     python benchmarks/coverage.py torchvision:resnet18 timm:deit_tiny_patch16_224 --jobs 2
     python benchmarks/coverage.py --list models.txt --seconds 600 --memory-gib 12
     python benchmarks/coverage.py --write docs/coverage.md # the table of what is in the results
 
-Finished models are not run again (``--again`` does so). A model is named ``torchvision:NAME``, ``timm:NAME`` or ``hf:NAME``,
-with an optional image size as in ``timm:levit_128s@224``.
+Finished models are not run again (`--again` does so). Models are named as in `zoo.py`, which also holds the sets. With
+`--checks proof` files, ONNX and training are left out; with `--peer` torch-pruning cuts the same model in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,100 +23,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import zoo
+from zoo import Inputs
+
 RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
-TORCHVISION = (
-    "alexnet vgg16_bn@64 resnet18@64 resnet50@64 resnext50_32x4d@64 wide_resnet50_2@64 densenet121@64 googlenet@96 inception_v3@299 "
-    "squeezenet1_1@64 mobilenet_v2@64 mobilenet_v3_large@64 shufflenet_v2_x1_0@64 mnasnet1_0@64 efficientnet_b0@64 efficientnet_v2_s@64 "
-    "regnet_y_400mf@64 convnext_tiny@64 vit_b_16@224 swin_t@64 swin_v2_t@64 maxvit_t@224 deeplabv3_resnet50@64 fcn_resnet50@64 "
-    "lraspp_mobilenet_v3_large@64"
-)
-TIMM = (
-    "deit_tiny_patch16_224@224 beit_base_patch16_224@224 levit_128s@224 cait_xxs24_224@224 mixer_s32_224@224 xcit_nano_12_p16_224@224 "
-    "pvt_v2_b0@64 twins_pcpvt_small@224 hrnet_w18_small@64 res2net50_26w_4s@64 resnest14d@64 nfnet_f0@64 ghostnet_100@64 "
-    "edgenext_xx_small@64 efficientformer_l1@224 poolformer_s12@64 repvgg_a2@64 halonet26t@256 coat_lite_tiny@224 mobilevit_xxs@64"
-)
-TRANSFORMERS = "bert vit gpt2 llama t5 whisper"
-DEFAULT = (
-    *(f"torchvision:{name}" for name in TORCHVISION.split()),
-    *(f"timm:{name}" for name in TIMM.split()),
-    *(f"hf:{name}" for name in TRANSFORMERS.split()),
-)
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+CHECKS = ("batch", "files", "step")
 
 
-def build(name: str) -> tuple[Any, Inputs, Callable[[int], Inputs]]:
-    """The model of that name with random weights, example inputs, and inputs of another batch size."""
-    import torch
-
-    torch.manual_seed(0)
-    source, _, rest = name.partition(":")
-    plain, _, size = rest.partition("@")
-    if source == "hf":
-        return _transformer(plain)
-    if source == "timm":
-        import timm
-
-        model = timm.create_model(plain)
-    else:
-        import torchvision
-
-        weights = {"weights_backbone": None} if any(w in plain for w in ("deeplab", "fcn_", "lraspp")) else {}
-        more = {"init_weights": False} if plain in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(plain, weights=None, **weights, **more)
-
-    def inputs(batch: int) -> Inputs:
-        return (torch.randn(batch, 3, int(size or 224), int(size or 224)),), {}
-
-    return model.eval(), inputs(2), inputs
-
-
-def _transformer(name: str) -> tuple[Any, Inputs, Callable[[int], Inputs]]:
-    import torch
-    import transformers as t
-
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 100}
-    text = {"num_heads": 4, "num_layers": 2, "d_model": 64, "d_ff": 128, "d_kv": 16, "vocab_size": 100}
-    speech = {
-        f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 128))
-    }
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    makers: dict[str, Callable[[], Any]] = {
-        "bert": lambda: t.BertModel(t.BertConfig(**small)),
-        "vit": lambda: t.ViTModel(t.ViTConfig(**{**small, "image_size": 32, "patch_size": 8})),
-        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=100, bos_token_id=0, eos_token_id=1)),
-        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**small, num_key_value_heads=2)),
-        "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**text)),
-        "whisper": lambda: t.WhisperModel(
-            t.WhisperConfig(d_model=64, vocab_size=100, num_mel_bins=16, max_source_positions=32, **speech, **tokens)
-        ),
-    }
-
-    def inputs(batch: int) -> Inputs:
-        ids = torch.randint(3, 100, (batch, 16))
-        mask = torch.ones_like(ids)
-        mask[-1, 10:] = 0
-        by_name = {
-            "bert": {"input_ids": ids, "attention_mask": mask},
-            "vit": {"pixel_values": torch.randn(batch, 3, 32, 32)},
-            "gpt2": {"input_ids": ids, "attention_mask": mask, "use_cache": False},
-            "llama": {"input_ids": ids, "attention_mask": mask, "use_cache": False},
-            "t5": {"input_ids": ids, "decoder_input_ids": ids, "use_cache": False},
-            "whisper": {"input_features": torch.randn(batch, 16, 64), "decoder_input_ids": ids, "use_cache": False},
-        }
-        return (), by_name[name]
-
-    return makers[name]().eval(), inputs(2), inputs
-
-
-def examine(name: str) -> dict[str, Any]:
+def examine(name: str, checks: Sequence[str] = CHECKS) -> dict[str, Any]:
     """Run one model through everything; each step is a column."""
     import secateur as sc
 
-    model, inputs, other = build(name)
+    model, inputs, other = zoo.build(name)
     row: dict[str, Any] = {"model": name}
     start = time.perf_counter()
     study = sc.study(model, inputs)
@@ -130,10 +53,44 @@ def examine(name: str) -> dict[str, Any]:
     row |= {"kind": result.kind, "error": result.proof.error, "proven": result.proof.holds}
     row["parameters"] = result.after.parameters / result.before.parameters
     row["macs"] = result.after.macs / max(result.before.macs, 1)
-    for column, step in (("batch", _other_batch), ("files", _files), ("step", _training_step)):
-        row[column] = _outcome(lambda step=step: step(result, model, inputs, other))
+    steps = {"batch": _other_batch, "files": _files, "step": _training_step}
+    for column in checks:
+        row[column] = _outcome(lambda step=steps[column]: step(result, model, inputs, other))
     row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return row
+
+
+def examine_peer(name: str) -> dict[str, Any]:
+    """Cut the same model with torch-pruning, with the settings of its examples: half of every layer, the last one left alone."""
+    import torch
+    import torch_pruning as tp
+
+    model, (args, kwargs), _ = zoo.build(name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    before, start = sum(p.numel() for p in model.parameters()), time.perf_counter()
+    with torch.no_grad():
+        wanted = [tuple(x.shape) for x in _tensors(model(*args, **kwargs))]
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd)]
+    heads = {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        kwargs if kwargs else args,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=layers[-1:],
+        num_heads=heads,
+    )
+    pruner.step()
+    for module in [m for m in model.modules() if getattr(m, "qkv", None) in heads]:
+        module.num_heads = pruner.num_heads[module.qkv]
+        module.head_dim = module.attn_dim = module.qkv.out_features // 3
+        module.head_dim //= module.num_heads
+    with torch.no_grad():
+        found = [tuple(x.shape) for x in _tensors(model(*args, **kwargs))]
+    left = sum(p.numel() for p in model.parameters()) / before
+    cause = "" if found == wanted else f"output shapes {found} instead of {wanted}"
+    return {"peer": cause or ("yes" if left < 1 else "nothing was cut"), "peer_left": left, "peer_s": round(time.perf_counter() - start, 2)}
 
 
 def _outcome(step: Callable[[], str]) -> str:
@@ -235,23 +192,34 @@ def _training_step(result: Any, model: Any, inputs: Inputs, other: Callable[[int
         small.eval()
 
 
-def run(name: str, seconds: float, memory_gib: float) -> dict[str, Any]:
-    """One model in its own process, within limits of time and memory."""
-    limit = int(memory_gib * 2**30)
+def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One model in its own process, and the peer in another, within limits of time and memory."""
+    row = {"model": name} | _limited(["--one", name, "--checks", options.checks], options)
+    if options.peer and "failure" not in row:
+        found = _limited(["--one-peer", name], options)
+        row |= {"peer": found["failure"]} if "failure" in found else found
+    return row
 
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
-    command = [sys.executable, __file__, "--one", name]
+def _limited(arguments: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    limit = int(options.memory_gib * 2**30)
+    command = [sys.executable, __file__, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, preexec_fn=limited, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=options.seconds,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+            check=False,
+        )
     except subprocess.TimeoutExpired:
-        return {"model": name, "failure": f"took longer than {seconds:.0f} s"}
+        return {"failure": f"took longer than {options.seconds:.0f} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if lines:
-        return json.loads(lines[-1])
+        return dict(json.loads(lines[-1]))
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"model": name, "failure": (lines or [f"exit code {done.returncode}"])[-1][:300]}
+    return {"failure": (lines or [f"exit code {done.returncode}"])[-1][:300]}
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:
@@ -264,32 +232,53 @@ def finished(path: Path) -> dict[str, dict[str, Any]]:
 
 def passes(row: Mapping[str, Any]) -> bool:
     """Whether everything held."""
-    return bool(row.get("proven")) and all(str(row.get(c, "")).startswith("yes") for c in ("batch", "files", "step"))
+    return bool(row.get("proven")) and all(str(row.get(c, "yes")).startswith("yes") for c in CHECKS)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The rows as a Markdown page."""
     whole = [r for r in rows if passes(r)]
     proven = [r for r in rows if r.get("proven")]
+    peers = [r for r in rows if "peer" in r]
     yield "# Coverage\n"
     yield "Every group of each model cut to half by L2 norm, a quarter of the heads or groups removed whole. Made by"
-    yield "`python benchmarks/coverage.py --write docs/coverage.md`.\n"
+    yield "`python benchmarks/coverage.py --write docs/coverage.md`; weights are random. A dash stands for what was not run.\n"
     yield f"Machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {_version('torch')}.\n"
-    yield f"**{len(rows)} models; {len(proven)} cut and proven equal to the masked dense model; {len(whole)} pass everything.**\n"
+    yield f"**{len(rows)} models; {len(proven)} cut and proven equal to the masked dense model; {len(whole)} pass all that was run.**\n"
+    for source in dict.fromkeys(r["model"].partition(":")[0] for r in rows):
+        own = [r for r in rows if r["model"].startswith(f"{source}:")]
+        wide = sum(r.get("prunable_parameters", 0) >= 0.9 for r in own)
+        yield (
+            f"- {source}: {len(own)} models, {sum(bool(r.get('proven')) for r in own)} proven, {wide} with at least 90 % of their "
+            f"parameters in layers that can be cut."
+        )
+    if peers:
+        ran = sum(r["peer"] == "yes" for r in peers)
+        yield (
+            f"- torch-pruning {_version('torch-pruning')} on {len(peers)} of these: {ran} were cut and still run with outputs of the same "
+            f"shape (whether they compute the same is not checked here)."
+        )
+    yield ""
     yield (
         "| model | captured | prunable parameters | prunable MACs | left: parameters | left: MACs | result | proof error "
-        "| other batch | saved, loaded, ONNX | training step | study s | with proof s | peak GiB |"
+        "| other batch | saved, loaded, ONNX | training step | study s | with proof s | peak GiB | torch-pruning: left |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---" * 15 + "|"
     for r in rows:
-        if "failure" in r:
-            yield f"| {r['model']} | {_cell(r['failure'])} |" + " |" * 12
-            continue
-        shares = " | ".join(f"{r[c]:.0%}" for c in ("prunable_parameters", "prunable_macs", "parameters", "macs"))
-        steps = " | ".join(_cell(str(r[c])) for c in ("batch", "files", "step"))
-        cost = f"{r['study_s']} | {r['total_s']} | {r['peak_gib']}"
-        yield f"| {r['model']} | {r['captured']} | {shares} | {r['kind']} | {r['error']:.0e} | {steps} | {cost} |"
+        yield _line(r)
     yield ""
+
+
+def _line(r: Mapping[str, Any]) -> str:
+    if "failure" in r:
+        return f"| {r['model']} | {_cell(r['failure'])} |" + " |" * 13
+    shares = " | ".join(f"{r[c]:.0%}" for c in ("prunable_parameters", "prunable_macs", "parameters", "macs"))
+    steps = " | ".join(_cell(str(r.get(c, "-"))) for c in CHECKS)
+    peer = "-" if "peer" not in r else f"{r['peer_left']:.0%}" if r["peer"] == "yes" else _cell(r["peer"][:120])
+    return (
+        f"| {r['model']} | {r['captured']} | {shares} | {r['kind']} | {r['error']:.0e} | {steps} "
+        f"| {r['study_s']} | {r['total_s']} | {r['peak_gib']} | {peer} |"
+    )
 
 
 def _cell(text: str) -> str:
@@ -305,9 +294,13 @@ def _version(package: str) -> str:
 def main() -> None:
     """Run what is missing, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="models to run; by default a fixed list")
+    parser.add_argument("models", nargs="*", help="models to run; by default the set `core`")
+    parser.add_argument("--set", action="append", choices=list(zoo.SETS), default=[], help="a set of models (repeatable)")
     parser.add_argument("--list", type=Path, help="a file with a model a line")
+    parser.add_argument("--checks", choices=("all", "proof"), default="all", help="what to run after the proof")
+    parser.add_argument("--peer", action="store_true", help="cut each model with torch-pruning too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one-peer", help=argparse.SUPPRESS)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=900, help="limit for one model")
     parser.add_argument("--memory-gib", type=float, default=16, help="limit for one model")
@@ -316,18 +309,27 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the table of all results to this file")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(examine(options.one)))
+        print(json.dumps(examine(options.one, CHECKS if options.checks == "all" else ())))
         return
-    names = options.models or (options.list.read_text().split() if options.list else list(DEFAULT))
+    if options.one_peer:
+        print(json.dumps(examine_peer(options.one_peer)))
+        return
+    _run_all(options)
+
+
+def _run_all(options: argparse.Namespace) -> None:
+    names = [*options.models, *(options.list.read_text().split() if options.list else []), *(n for s in options.set for n in zoo.SETS[s]())]
     done = finished(options.results)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    todo = [n for n in names if options.again or n not in done] if not options.write or options.models or options.list else []
+    only_write = options.write and not names
+    names = list(dict.fromkeys(names or zoo.core()))
+    todo = [] if only_write else [n for n in names if options.again or n not in done]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda n: run(n, options.seconds, options.memory_gib), todo):
+        for row in pool.map(partial(run, options=options), todo):
             done[row["model"]] = row
             with options.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            said = row["failure"] if "failure" in row else {k: row[k] for k in ("kind", "error", "batch", "files", "step")}
+            said = row["failure"] if "failure" in row else {k: row[k] for k in ("kind", "error", *CHECKS, "peer") if k in row}
             print("ok  " if passes(row) else "FAIL", row["model"], said, flush=True)
     if options.write:
         rows = [done[n] for n in names if n in done] + [r for n, r in done.items() if n not in names]

@@ -6,6 +6,7 @@ inputs of another batch size. `python benchmarks/zoo.py SET` prints the names of
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,8 +141,20 @@ def _timm(name: str, size: int | None) -> Built:
 
     model = timm.create_model(name).eval()
     channels, side, _ = model.pretrained_cfg.get("input_size", (3, 224, 224))
-    inputs = _images(size or side, channels)
+    inputs = _images(size or _smallest(model, channels, side), channels)
     return model, inputs(2), inputs
+
+
+def _smallest(model: Any, channels: int, side: int) -> int:
+    """The smallest of some sizes on which the model runs; at the latest its own."""
+    import torch
+
+    for smaller in (64, 128, 160, 192):
+        if smaller < side:
+            with contextlib.suppress(Exception), torch.no_grad():
+                model(torch.randn(1, channels, smaller, smaller))
+                return smaller
+    return side
 
 
 def _smp(name: str, size: int | None) -> Built:

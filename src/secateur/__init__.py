@@ -20,7 +20,7 @@ from secateur.export import load
 from secateur.layers import Layer, Layers
 from secateur.pipeline import apply, compress
 from secateur.plan import Factorize, Plan, Prune
-from secateur.recover import BatchNorm, FoldMeans, Nothing, Refit, Standard, reestimate_batch_norm
+from secateur.recover import Attention, BatchNorm, FoldMeans, Nothing, Refit, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
@@ -31,6 +31,7 @@ from secateur.target import Target
 __version__ = _version("secateur")
 
 __all__ = [
+    "Attention",
     "ByEnergy",
     "ByRatio",
     "ByVBMF",

@@ -15,7 +15,7 @@ from secateur.groups.solve import Mask
 from secateur.recover.readers import Reader, readers, shape
 from secateur.recover.recovery import Change, own_tensors
 from secateur.recover.regression import Fit, Sums, fit
-from secateur.recover.residual import Residual, residual_of
+from secateur.recover.residual import Residual, other_summand, residual_of
 from secateur.rewrite import Cut, Slices
 
 Scope = Literal["readers", "all"]
@@ -37,10 +37,19 @@ class Pair:
     """What the running mean behind is in the dense model."""
     places: Places
     """What of the dense layer's outputs is still made."""
+    transform: Tensor | None
+    """What makes those outputs of the dense ones, where it is more than to choose among them: ``(kept out, out)``."""
     inputs: Tensor
     """Kept inputs, for a fit by channels."""
     by_channel: bool
     residual: Residual | None
+
+    def target(self, outputs: Tensor) -> Tensor:
+        """What the smaller layer should put out, from what the dense one does."""
+        if self.transform is None:
+            return self.places(outputs)
+        turned = outputs.movedim(self.dense.channel_dim, -1) @ self.transform.to(outputs).T
+        return self.places.without(self.dense.channel_dim)(turned.movedim(-1, self.dense.channel_dim))
 
     @property
     def layer(self) -> str:
@@ -108,21 +117,42 @@ class Pair:
             self.offset.copy_(shift if self.mean is None else self.mean.to(shift) - shift)
 
 
-def pairs_of(cut: Cut, program: fx.GraphModule, scope: Scope, patch_limit: int) -> tuple[list[Pair], dict[str, str]]:
+def pairs_of(
+    cut: Cut, program: fx.GraphModule, scope: Scope, patch_limit: int, transforms: Mapping[str, Tensor]
+) -> tuple[list[Pair], dict[str, str]]:
     """The layers in scope that can be fitted, in the order of the graph, and why others cannot."""
     capture, slices = cut.solution.walk.capture, Slices.of(cut)
     dense, refused = readers(capture.graph)
     small, _ = readers(program.graph)
     losing = [n for n in dense if _input_dim(dense[n]) in slices.kept.get(n, {})]
-    behind = list(dense)[list(dense).index(losing[0]) :] if losing else []
+    changed = _changed(cut, [dense[n].node for n in losing])
+    behind = [n for n, reader in dense.items() if n in losing or reader.source in changed or _makes_good(reader, changed)]
     pairs, skipped = [], {n: why for n, why in refused.items() if 1 in slices.kept.get(n, {})}
     for name in behind if scope == "all" else losing:
-        found = _pair(cut, slices, dense[name], small[name], patch_limit)
+        found = _pair(cut, slices, dense[name], small[name], patch_limit, transforms.get(name))
         if isinstance(found, Pair):
             pairs.append(found)
         else:
             skipped[name] = found
     return pairs, skipped
+
+
+def _changed(cut: Cut, losing: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes whose kept values a cut may change: all behind a sum over what goes, be it over a layer's inputs or a head's neurons."""
+    summed = {node for labels, role, node in cut.solution.ledger.roles if role == "dot" and not cut.keeps(labels).all()}
+    renormalised = cut.solution.ledger.renormalising
+    changed = set(losing)
+    for node in cut.solution.walk.capture.graph.nodes:
+        loses = node.name in summed or (node.name in renormalised and cut.touches(cut.fields(node.all_input_nodes[0])))
+        if loses or any(n in changed for n in node.all_input_nodes):
+            changed.add(node)
+    return changed
+
+
+def _makes_good(reader: Reader, changed: set[fx.Node]) -> bool:
+    """Whether a layer's outputs are added to others that the cut changed."""
+    found = other_summand(reader.node)
+    return found is not None and found[0] in changed
 
 
 def _input_dim(reader: Reader) -> int:
@@ -134,13 +164,18 @@ class Places:
     """The positions along each dimension of a dense tensor that stay."""
 
     kept: Mapping[int, Tensor]
+    rank: int
 
     @classmethod
     def of(cls, cut: Cut, node: fx.Node) -> Places:
         """The positions of a node's output; all rows of it must keep the same ones."""
         fields = cut.fields(node)
         masks = {d: cut.along(fields, d, size) for d, size in enumerate(shape(node)) if size > 1}
-        return cls({d: _positions(mask, len(mask)) for d, mask in masks.items() if not mask.all()})
+        return cls({d: _positions(mask, len(mask)) for d, mask in masks.items() if not mask.all()}, len(shape(node)))
+
+    def without(self, dim: int) -> Places:
+        """All but what concerns one dimension, counted from the last."""
+        return Places({d: positions for d, positions in self.kept.items() if d != self.rank + dim}, self.rank)
 
     def __call__(self, values: Tensor) -> Tensor:
         """The part of a tensor that stays."""
@@ -149,7 +184,7 @@ class Places:
         return values
 
 
-def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: int) -> Pair | str:
+def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: int, transform: Tensor | None) -> Pair | str:
     capture, root = cut.solution.walk.capture, small.node.graph.owning_module
     assert root is not None
     tensors = own_tensors(root)
@@ -158,7 +193,7 @@ def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: i
     rows = _positions(masks.get(1 - _input_dim(dense)), full.shape[1 - _input_dim(dense)])
     if len(rows) != weight.shape[1 - _input_dim(dense)]:
         return "its outputs go with whole groups of inputs"
-    by_channel = small.groups == 1 and small.taps > 1 and weight[0].numel() > patch_limit
+    by_channel = transform is None and small.groups == 1 and small.taps > 1 and weight[0].numel() > patch_limit
     if small.matrix(weight).shape[2] > patch_limit and small.groups > 1:
         return f"it has more than {patch_limit} inputs and taps in each of several groups"
     inputs = _positions(masks.get(_input_dim(dense)), full.shape[_input_dim(dense)]) if small.groups == 1 else rows
@@ -166,7 +201,7 @@ def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: i
     is_mean = small.offset is not None and small.offset[0] == "running_mean"
     mean = slices.apply(small.offset[1], capture.leaf(small.offset[1])).detach() if small.offset and is_mean else None
     full, residual = full.index_select(1 - _input_dim(dense), rows), residual_of(cut, dense, small, rows)
-    return Pair(dense, small, weight, full, offset, mean, Places.of(cut, dense.node), inputs, by_channel, residual)
+    return Pair(dense, small, weight, full, offset, mean, Places.of(cut, dense.node), transform, inputs, by_channel, residual)
 
 
 def _positions(mask: Mask | None, size: int) -> Tensor:

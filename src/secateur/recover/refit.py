@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from secateur.errors import SelectionError
+from secateur.recover.attention import Attention, Bases, Basis
 from secateur.recover.paired import bytes_at
 from secateur.recover.pairs import Pair, Scope, pairs_of
 from secateur.recover.recovery import Recovered, load_values, own_tensors, write_back
@@ -65,24 +67,28 @@ class Refit:
     """Hold activations between fits if they take no more than this."""
     passes: int = 4
     """Run the data so often where activations are not held."""
+    basis: Basis | Literal["as cut"] = "best"
+    """First give thinner heads the basis that :class:`Attention` says, and fit what follows to it; or leave them as cut."""
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
         """Fit in place; raises :class:`~secateur.errors.SelectionError` without data."""
         if data is None:
             raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
-        program = rewrite_graph(cut)
+        program, capture = rewrite_graph(cut), cut.solution.walk.capture
         load_values(program, model)
-        pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit)
-        given = list(batches(data, cut.solution.walk.capture, samples=self.samples)) if pairs else []
+        given = list(batches(data, capture, samples=self.samples))
+        bases = Bases() if self.basis == "as cut" else Attention(self.basis).bases(cut, given)
+        write_back(bases.values, program, capture)
+        pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit, bases.transforms)
         sweep = Sweep(cut, program, given, self._holds(pairs, given, cut))
-        changes = {}
+        changes = dict(bases.changes)
         for stage in with_progress(_stages(pairs, len(pairs) if sweep.held else self.passes), "Fitting layers"):
             for pair, folds in zip(stage, sweep.sums(stage), strict=True):
                 changes[pair.layer] = pair.settle(folds, self.ridge)
-        touched = {name for pair in pairs for name in pair.names}
-        write_back({n: t for n, t in own_tensors(program).items() if n in touched}, model, cut.solution.walk.capture)
-        return Recovered("refit", changes, skipped, sum(b.valid for b in given))
+        touched = {name for pair in pairs for name in pair.names} | set(bases.values)
+        write_back({n: t for n, t in own_tensors(program).items() if n in touched}, model, capture)
+        return Recovered("refit", changes, {**bases.skipped, **skipped}, sum(b.valid for b in given) if changes else 0)
 
     def _holds(self, pairs: Sequence[Pair], given: Sequence[Batch], cut: Cut) -> bool:
         size = bytes_at(cut.solution.walk.capture.graph, [p.dense.node for p in pairs])

@@ -35,7 +35,7 @@ class Residual:
 
 def residual_of(cut: Cut, dense: Reader, small: Reader, rows: Tensor) -> Residual | None:
     """The sum that a layer's outputs go into, at once or after a batch norm, if they go nowhere else."""
-    ours, theirs = _other(dense.node), _other(small.node)
+    ours, theirs = other_summand(dense.node), other_summand(small.node)
     if ours is None or theirs is None or shape(ours[0]) != shape(dense.node):
         return None
     factor = torch.ones(1) if ours[1] is None else _inverse_scale(cut, ours[1])
@@ -46,7 +46,7 @@ def residual_of(cut: Cut, dense: Reader, small: Reader, rows: Tensor) -> Residua
     return Residual(ours[0], theirs[0], kept.reshape(-1, *trailing))
 
 
-def _other(node: fx.Node) -> tuple[fx.Node, fx.Node | None] | None:
+def other_summand(node: fx.Node) -> tuple[fx.Node, fx.Node | None] | None:
     """The other summand, and the batch norm on the way."""
     user = _only_user(node)
     norm = user if user is not None and packet(user) == "aten.batch_norm" and not arguments(user)["training"] else None

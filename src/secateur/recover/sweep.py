@@ -41,7 +41,7 @@ class Sweep:
         dense.until(pair.dense.node)
         small.until(pair.small.node)
         source, inputs = dense.env[pair.dense.source], small.env[pair.small.source]
-        outputs = pair.places(dense.step())
+        outputs = pair.target(dense.step())
         if pair.residual is not None and (error := pair.residual.error(dense, small, pair.places)) is not None:
             outputs = outputs + error
         for fold, part in self._folds(number, len(outputs)):

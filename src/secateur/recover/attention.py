@@ -1,0 +1,219 @@
+"""Give thinner heads the best basis: the numbers of neurons that a cut leaves, but not the neurons that it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.decompose.linalg import symmetric_root
+from secateur.errors import SelectionError
+from secateur.groups.fields import Labels
+from secateur.recover.heads import Mixing, Product, mixing, name_of, query_key
+from secateur.recover.readers import readers, shape
+from secateur.recover.recovery import Change, Recovered, write_back
+from secateur.recover.rotated import Rotated
+from secateur.recover.spread import Spread
+from secateur.rewrite import Cut
+from secateur.score.batches import Batch, Data, batches
+from secateur.score.products import product_at
+
+Basis = Literal["best", "kept"]
+FLOOR = 1e-6
+"""Directions in which activations vary less than this share of the mean count as that."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Give queries, keys and values of thinner heads the best basis for what attention computes, in closed form.
+
+    Between projection and product of a head stands nothing, so any matrix may come between: Q K^T = (Q A) (K A^-T)^T. The
+    best k columns under the calibration data, for each head with C_Q = E[q q^T] = L_Q L_Q^T and C_K likewise:
+
+        L_Q^T L_K = U S V^T,     W_q <- (L_Q^-T U_k S_k^1/2)^T W_q,     W_k <- (L_K^-T V_k S_k^1/2)^T W_k
+
+    with biases likewise and the scale as it was; and for what the mixed values z give, with C_Z = L_Z L_Z^T:
+
+        W_o L_Z = U S V^T,       W_o <- U_k S_k,                        W_v <- V_k^T L_Z^-1 W_v
+
+    No choice of neurons does better. With ``basis="kept"`` queries and keys keep the neurons that the cut chose, and the
+    queries get the matrix that makes the scores fit best.
+
+    Tokens that the mask hides from all queries do not count. Heads that share their keys or values, and products behind rotary
+    positions, norms or anything else that is not a change of shape, stay as they are, with the reason.
+
+    Lin et al., MoDeGPT, ICLR 2025 (values); the queries and keys after Eckart and Young.
+
+    Example:
+        >>> import torch, timm, secateur as sc
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).eval()
+        >>> x = torch.randn(8, 3, 32, 32)
+        >>> study = sc.study(model, x)
+        >>> plan = study.plan(ratios={"*.attn.qk": 0.5})
+        >>> list(Attention()(sc.apply(study, plan).model, study.cut(plan), x).changes)
+        ['blocks.0.attn.qk']
+    """
+
+    basis: Basis = "best"
+    """Any basis, or the neurons that the cut chose with the queries fitted to them."""
+    samples: int | None = 256
+    """Use so many samples at most."""
+
+    def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
+        """Set the projections in place; raises :class:`~secateur.errors.SelectionError` without data."""
+        if data is None:
+            raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
+        given = list(batches(data, cut.solution.walk.capture, samples=self.samples))
+        found = self.bases(cut, given)
+        write_back(found.values, model, cut.solution.walk.capture)
+        return Recovered(f"attention in the {self.basis} basis", found.changes, found.skipped, sum(b.valid for b in given))
+
+    @torch.no_grad()
+    def bases(self, cut: Cut, given: Sequence[Batch]) -> Bases:
+        """New bases for all heads that a cut made thinner, from what the dense model does on calibration data."""
+        products, mixings, skipped = _thinner(cut)
+        if not products and not mixings:
+            return Bases(skipped=skipped)
+        if not given:
+            raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+        seen = Spread(cut, products, mixings)
+        for batch in given:
+            seen.take(batch)
+        made = Rotated(cut)
+        changes = {p.name: self._scores(p, seen, made) for p in products}
+        changes |= {m.name: self._values(m, seen, made) for m in mixings if self.basis == "best"}
+        return Bases(made.values(), dict(made.transforms), changes, skipped)
+
+    def _scores(self, product: Product, seen: Spread, made: Rotated) -> Change:
+        """New rows of both projections of a product."""
+        before = after = total = 0.0
+        left, right = (made.kept(heads) for heads in (product.left, product.right))
+        for head, ((chosen, q_places), (_, k_places)) in enumerate(zip(left, right, strict=True)):
+            query, key = (seen.moments[product.node, side][head] for side in (0, 1))
+            find = best_pair if self.basis == "best" else fitted_pair
+            a, b = find(query, key, chosen)
+            total += _energy(query, key)
+            before += _lost(query, key, *_selections(len(query), chosen))
+            after += _lost(query, key, a, b)
+            made.put(product.left.reader, q_places, product.left.rows[head], a.mT)
+            made.put(product.right.reader, k_places, product.right.rows[head], b.mT)
+        return Change(before / total, after / total, f"{self.basis} basis")
+
+    def _values(self, mix: Mixing, seen: Spread, made: Rotated) -> Change:
+        """New rows of the value projection, and new columns of the one that reads it."""
+        before = after = total = 0.0
+        weight = made.matrix(mix.out)
+        for head, (chosen, places) in enumerate(made.kept(mix.values)):
+            second = seen.moments[mix.node, 2][head]
+            columns = weight[:, mix.columns[head]]
+            forward, back = best_factors(columns, second, len(chosen))
+            left, right = _selections(len(second), chosen)
+            for factors, add in (((left @ right.mT), True), (back @ forward, False)):
+                error = columns @ factors - columns if add else factors - columns
+                lost = float(((error @ second) * error).sum())
+                before, after = (before + lost, after) if add else (before, after + lost)
+            total += float(((columns @ second) * columns).sum())
+            made.put(mix.values.reader, places, mix.values.rows[head], forward)
+            made.put_columns(mix.out, mix.columns[head][chosen], back)
+        return Change(before / total, after / total, f"{self.basis} basis")
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """What new bases come to."""
+
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    """New values of the smaller model's tensors, by name."""
+    transforms: Mapping[str, Tensor] = field(default_factory=dict)
+    """By weight, what turns the dense layer's outputs into those of the smaller one: ``(kept out, out)``."""
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def best_pair(query: Tensor, key: Tensor, chosen: Labels) -> tuple[Tensor, Tensor]:
+    """Matrices ``(d, k)`` with which Q A (K B)^T is the best approximation of Q K^T of rank k, for second moments ``(d, d)``."""
+    (left, left_inverse), (right, right_inverse) = symmetric_root(query, floor=FLOOR), symmetric_root(key, floor=FLOOR)
+    u, s, vh = torch.linalg.svd(left.mT @ right)
+    root, k = s[: len(chosen)].sqrt(), len(chosen)
+    return left_inverse.mT @ u[:, :k] * root, right_inverse.mT @ vh.mT[:, :k] * root
+
+
+def fitted_pair(query: Tensor, key: Tensor, chosen: Labels) -> tuple[Tensor, Tensor]:
+    """Matrices ``(d, k)`` that keep the chosen neurons, those of the query multiplied by what makes the product fit best."""
+    q, k = query[chosen], key[chosen]
+    inner = _solved(q[:, chosen], q) @ _solved(k[:, chosen], k).mT
+    left, right = _selections(len(query), chosen)
+    return left @ inner, right
+
+
+def best_factors(columns: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors ``(k, d)`` and ``(out, k)`` whose product stands best for ``(out, d)`` columns, for inputs with second moments ``(d, d)``."""
+    root, inverse = symmetric_root(second, floor=FLOOR)
+    u, s, vh = torch.linalg.svd(columns @ root, full_matrices=False)
+    scale = s[:rank].sqrt()
+    return scale.unsqueeze(1) * vh[:rank] @ inverse, u[:, :rank] * scale
+
+
+def _solved(gram: Tensor, right: Tensor) -> Tensor:
+    ridge = FLOOR * gram.diagonal().mean()
+    solution: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), right)
+    return solution
+
+
+def _selections(size: int, chosen: Labels) -> tuple[Tensor, Tensor]:
+    matrix = torch.eye(size, dtype=torch.float64)[:, torch.as_tensor(chosen)]
+    return matrix, matrix
+
+
+def _energy(query: Tensor, key: Tensor) -> float:
+    return float((query * key).sum())
+
+
+def _lost(query: Tensor, key: Tensor, a: Tensor, b: Tensor) -> float:
+    """Mean squared error of scores if queries and keys were drawn independently."""
+    error = torch.eye(len(query), dtype=query.dtype) - a @ b.mT
+    return max(float(((error.mT @ query @ error) * key).sum()), 0.0)
+
+
+def _thinner(cut: Cut) -> tuple[list[Product], list[Mixing], dict[str, str]]:
+    """The products whose heads lose some neurons and keep others, and why others that do are left as they are."""
+    graph = cut.solution.walk.capture.graph
+    made = {reader.node: reader for reader in readers(graph)[0].values()}
+    rows = Rotated(cut)
+    products, mixings, skipped = [], [], {}
+    for node, kind in _losing(cut):
+        found = query_key(node, made) if kind == "qk" else mixing(node, made)
+        if isinstance(found, str):
+            skipped[name_of(node, kind)] = found
+            continue
+        heads = found.left if isinstance(found, Product) else found.values
+        if not any(0 < len(chosen) < len(own) for (chosen, _), own in zip(rows.kept(heads), heads.rows, strict=True)):
+            continue
+        if isinstance(found, Product):
+            products.append(found)
+        else:
+            mixings.append(found)
+    return products, mixings, skipped
+
+
+def _losing(cut: Cut) -> Iterator[tuple[fx.Node, Literal["qk", "v"]]]:
+    """Products of activations that lose neurons: those summed over, and those mixed over tokens."""
+    roles: dict[str, list[Labels]] = {}
+    for labels, role, node in cut.solution.ledger.roles:
+        if role == "dot":
+            roles.setdefault(node, []).append(labels)
+    mixed = {node for _, role, node in cut.solution.ledger.roles if role == "mixed"}
+    for node in cut.solution.walk.capture.graph.nodes:
+        product = product_at(node)
+        summed = any(not cut.keeps(labels).all() for labels in roles.get(node.name, ()))
+        if summed and (product is None or _loses(cut, product.query, product.query_order[-1])):
+            yield node, "qk"
+        if node.name in mixed and not (summed and product is None) and _loses(cut, node, len(shape(node)) - 1):
+            yield node, "v"
+
+
+def _loses(cut: Cut, node: fx.Node, dim: int) -> bool:
+    return any(dim in f.dims and not f.block and not cut.keeps(f.labels).all() for f in cut.fields(node))

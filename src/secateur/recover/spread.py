@@ -1,0 +1,67 @@
+"""How queries, keys and mixed values spread in the dense model, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from secateur.recover.heads import Heads, Mixing, Product, laid_out
+from secateur.recover.paired import Steps
+from secateur.recover.readers import arguments
+from secateur.rewrite import Cut
+from secateur.score.batches import Batch
+
+
+class Spread:
+    """Second moments of queries, keys and mixed values, for each head, from the dense model."""
+
+    def __init__(self, cut: Cut, products: Sequence[Product], mixings: Sequence[Mixing]) -> None:
+        self._program = cut.solution.walk.capture.program
+        self._products, self._mixings = products, mixings
+        self.moments: dict[tuple[fx.Node, int], Tensor] = {}
+
+    def take(self, batch: Batch) -> None:
+        """Add one batch."""
+        run = Steps(self._program, batch.leaves)
+        wanted: list[Product | Mixing] = [*self._products, *self._mixings]
+        by_node: dict[fx.Node, list[Product | Mixing]] = {}
+        for each in wanted:
+            by_node.setdefault(each.node, []).append(each)
+        for node in self._program.graph.nodes:
+            if node not in by_node:
+                continue
+            run.until(node)
+            inputs = {n: run.env[n] for n in node.all_input_nodes}
+            output = run.step()
+            for each in by_node[node]:
+                self._add(each, inputs, output, batch)
+
+    def _add(self, each: Product | Mixing, inputs: Mapping[fx.Node, Tensor], output: Tensor, batch: Batch) -> None:
+        if isinstance(each, Mixing):
+            self._gram(each.node, 2, output.reshape(-1, *output.shape[-2:]), each.values, batch, None)
+            return
+        own = each.left.reader.source is each.right.reader.source
+        for side, heads in enumerate((each.left, each.right)):
+            given = inputs[each.operands[side]]
+            visible = _visible(each.node, inputs, given) if side == 1 or own else None
+            self._gram(each.node, side, laid_out(given, each.order[side]), heads, batch, visible)
+
+    def _gram(self, node: fx.Node, side: int, values: Tensor, heads: Heads, batch: Batch, visible: Tensor | None) -> None:
+        valid = max(1, len(values) * batch.valid // batch.size)
+        values = values[:valid] if visible is None else values[:valid] * visible[:valid, :, None]
+        precise = values if values.dtype == torch.float64 else values.float()
+        grams = (precise.mT @ precise).double().cpu() / precise.shape[1]
+        total = self.moments.setdefault((node, side), torch.zeros(len(heads.rows), *grams.shape[1:], dtype=torch.float64))
+        total.index_add_(0, torch.as_tensor(heads.head[:valid]), grams)
+
+
+def _visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:
+    """1 for tokens that the mask of attention lets some query see, 0 for others, as padding: ``(lead, tokens)``."""
+    given = arguments(node).get("attn_mask")
+    mask = inputs.get(given) if isinstance(given, fx.Node) else None
+    if mask is None or mask.shape[-1] != operand.shape[-2]:
+        return None
+    seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-2)
+    return seen.expand(*operand.shape[:-2], seen.shape[-1]).flatten(0, -2).to(operand)

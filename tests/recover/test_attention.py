@@ -145,6 +145,15 @@ def test_a_refit_goes_on_from_the_new_basis() -> None:
     assert errors[2] < min(errors[:2])
 
 
+def test_projections_are_fitted_to_what_the_new_basis_wants_of_them() -> None:
+    case = BY_NAME["separate_qkv"]
+    found = studied(case)
+    plan = found.plan(ratio=0.3)
+    changes = Refit()(apply(found, plan).model, found.cut(plan), batches(case, 24)).changes
+    assert {"qk", "v", "q", "k"} <= set(changes)
+    assert all(changes[name].before < 0.5 for name in ("q", "k", "v"))
+
+
 class Padded(nn.Module):
     """Attention in which a mask hides the last tokens from all queries."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.errors import SelectionError
-from secateur.recover.attention import Attention, Bases, Basis
+from secateur.recover.attention import Attention, Bases
 from secateur.recover.paired import bytes_at
 from secateur.recover.pairs import Pair, Scope, pairs_of
 from secateur.recover.recovery import Recovered, load_values, own_tensors, write_back
@@ -67,7 +67,7 @@ class Refit:
     """Hold activations between fits if they take no more than this."""
     passes: int = 4
     """Run the data so often where activations are not held."""
-    basis: Basis | Literal["as cut"] = "best"
+    basis: Literal["best", "kept", "as cut"] = "best"
     """First give thinner heads the basis that :class:`Attention` says, and fit what follows to it; or leave them as cut."""
 
     @torch.no_grad()

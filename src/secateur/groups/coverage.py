@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from secateur.capture.capture import Capture, Fact
+from secateur.capture.normalize.weights import computed_from
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
 
@@ -79,7 +80,7 @@ def _unread(capture: Capture) -> list[Dimension]:
     """Parameters of the model that no call reads: they stay as they are."""
     nodes = capture.graph.find_nodes(op="get_attr")
     read = {alias for node in nodes for alias in capture.tied.get(str(node.target), (str(node.target),))}
-    whole = {part: str(node.target) for node in nodes for part in node.meta.get("parts", ())}
+    whole = {part: str(node.target) for node in nodes for part in computed_from(node)}
     found = []
     for name, parameter in capture.model.named_parameters():
         if name not in read:

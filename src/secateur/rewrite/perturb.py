@@ -22,8 +22,8 @@ def perturbed_leaves(capture: Capture, flat_inputs: Sequence[Any], seed: int) ->
     for node in capture.graph.find_nodes(op="get_attr"):
         leaf = capture.leaf(str(node.target))
         tensor = leaf.detach()
-        if "exact" in node.meta:
-            leaves[str(node.target)] = node.meta["exact"]
+        if "recipe" in node.meta:
+            (leaves[str(node.target)],) = Double(node.meta["recipe"]).outputs(())
         if not isinstance(leaf, torch.nn.Parameter) or not tensor.is_floating_point() or tensor.numel() < 2:
             continue
         first = tensor.reshape(-1)[0]

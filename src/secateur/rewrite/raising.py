@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from secateur.capture.capture import Capture
+from secateur.capture.normalize.weights import computed_from
 from secateur.rewrite.graph import put
 
 aten = torch.ops.aten
@@ -267,7 +268,7 @@ def _positional_names(capture: Capture) -> list[str]:
 
 def _keep_unread(program: fx.GraphModule, capture: Capture) -> None:
     """What the model stores and no call reads stays in the state dict, except what a stored weight is computed from."""
-    parts = {part for node in capture.graph.find_nodes(op="get_attr") for part in node.meta.get("parts", ())}
+    parts = {part for node in capture.graph.find_nodes(op="get_attr") for part in computed_from(node)}
     copies: dict[int, Tensor] = {}
     for name, tensor in capture.model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and name not in parts and not _has(program, name):

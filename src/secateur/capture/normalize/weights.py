@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_aggregate
 
-from secateur.capture.normalize.edit import aten, attribute, fact, is_call, leaf, mutates, operands, overload, shape, unused_name
+from secateur.capture.normalize.edit import aten, attribute, is_call, leaf, mutates, operands, overload, shape, unused_name
+from secateur.capture.program import as_program
 
 _CONSUMERS = (
     aten.linear.default,
@@ -67,6 +66,12 @@ def fold_weights(program: fx.GraphModule) -> list[tuple[str, str]]:
     return [_fold(program, operands(node)[1], steps) for node in consumers if (steps := _computed(operands(node)[1]))]
 
 
+def computed_from(node: fx.Node) -> tuple[str, ...]:
+    """The names of the tensors that a stored weight was computed from; none for any other node."""
+    recipe = node.meta.get("recipe")
+    return () if recipe is None else tuple(str(each.target) for each in recipe.graph.find_nodes(op="get_attr"))
+
+
 def _computed(weight: Any) -> list[fx.Node]:
     """The nodes that compute a weight, in order, if they read stored tensors alone and hold statistics of them."""
     if not isinstance(weight, fx.Node) or weight.op != "call_function" or len(weight.users) != 1:
@@ -89,33 +94,27 @@ def _is_statistic(node: fx.Node) -> bool:
 
 
 def _fold(program: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> tuple[str, str]:
-    """Store a computed weight; its node's meta holds the ``exact`` value before rounding and the ``parts`` that it is made of."""
-    values: dict[fx.Node, Any] = {}
+    """Store a computed weight; the node's meta keeps the ``recipe``: a program that computes it, without inputs."""
+    recipe = _recipe(program, weight, steps)
     with torch.no_grad():
-        for step in steps:
-            values[step] = attribute(program, str(step.target)) if step.op == "get_attr" else _called(step, values)
-    parameters = [step for step in steps if step.op == "get_attr" and isinstance(values[step], torch.nn.Parameter)]
-    origin = max(parameters or [step for step in steps if step.op == "get_attr"], key=lambda step: values[step].numel())
-    name = unused_name(program, _name(str(origin.target)))
-    rounded = values[weight].to(fact(weight).dtype)
-    stored: Tensor = torch.nn.Parameter(rounded, requires_grad=any(values[each].requires_grad for each in parameters))
+        (value,) = fx.Interpreter(recipe).run()
+    leaves = {str(step.target): attribute(program, str(step.target)) for step in steps if step.op == "get_attr"}
+    parameters = {name: tensor for name, tensor in leaves.items() if isinstance(tensor, torch.nn.Parameter)}
+    origin = max(parameters or leaves, key=lambda name: leaves[name].numel())
+    name = unused_name(program, _name(origin))
+    stored: Tensor = torch.nn.Parameter(value, requires_grad=any(each.requires_grad for each in parameters.values()))
     node = leaf(program, name, stored, weight)
-    node.meta |= {"exact": values[weight], "parts": tuple(str(step.target) for step in steps if step.op == "get_attr")}
+    node.meta["recipe"] = recipe
     weight.replace_all_uses_with(node)
-    return name, str(origin.target)
+    return name, origin
 
 
-def _called(step: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    """What a call returns in double precision."""
-    args, kwargs = map_aggregate((step.args, step.kwargs), lambda each: _wide(values[each] if isinstance(each, fx.Node) else each))
-    assert callable(step.target)
-    return step.target(*args, **kwargs)
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+def _recipe(program: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> fx.GraphModule:
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for step in steps:
+        copies[step] = graph.node_copy(step, copies.__getitem__)
+    graph.output((copies[weight],))
+    return as_program(program, graph)
 
 
 def _name(origin: str) -> str:

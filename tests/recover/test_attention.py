@@ -151,7 +151,7 @@ def test_projections_are_fitted_to_what_the_new_basis_wants_of_them() -> None:
     plan = found.plan(ratio=0.3)
     changes = Refit()(apply(found, plan).model, found.cut(plan), batches(case, 24)).changes
     assert {"qk", "v", "q", "k"} <= set(changes)
-    assert all(changes[name].before < 0.5 for name in ("q", "k", "v"))
+    assert all(changes[name].before < 1 for name in ("q", "k", "v"))
 
 
 class Padded(nn.Module):

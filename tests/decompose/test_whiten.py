@@ -226,3 +226,20 @@ def test_the_dense_models_outputs_are_restored_where_its_inputs_can_be_predicted
     means = [torch.cat([model(x) for x in batches]).mean((0, 2, 3)) for model in (compressed, dense)]
     torch.testing.assert_close(*means, rtol=0, atol=close)
     assert (moments + moments).target_mean.equal(moments.target_mean)
+
+
+def test_few_samples_do_not_look_like_few_directions():
+    torch.manual_seed(0)
+    layer, spread = nn.Linear(64, 32, bias=False), torch.logspace(0, -1, 64)
+    few, many = torch.randn(20, 64) * spread, torch.randn(4000, 64) * spread
+    seen = {name: moments_of(layer, x) for name, x in {"few": few, "many": many}.items()}
+    bare = error_curve(layer, SVD(), moments=seen["few"])
+    drawn = error_curve(layer, SVD(), moments=seen["few"].shrunk())
+    assert bare.errors[bare.ranks.index((20,))] < 1e-6 < 0.05 < drawn.errors[drawn.ranks.index((20,))]
+    errors = {
+        name: float((decompose(layer, SVD(), 8, moments=moments).module(many) - layer(many)).detach().norm())
+        for name, moments in {"bare": seen["few"], "shrunk": seen["few"].shrunk()}.items()
+    }
+    assert errors["shrunk"] < errors["bare"]
+    torch.testing.assert_close(seen["many"].shrunk().outer, seen["many"].outer, rtol=0.2, atol=40)
+    torch.testing.assert_close(seen["few"].shrunk().mean, seen["few"].mean, rtol=0, atol=0)

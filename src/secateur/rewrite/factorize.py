@@ -75,7 +75,7 @@ def factorize(capture: Capture, edits: Sequence[Factorize], batches: Batches | N
             paired = gather_paired(
                 capture.model, model, edit.layer, batches(), calls=len(row.calls), patch_limit=PATCH_LIMIT, trust_forward=row.trusted
             )
-            moments = {edit.layer: paired}
+            moments = {edit.layer: paired.shrunk()}
         found = _fitted(model.get_submodule(edit.layer), edit, moments.get(edit.layer), trusted=row.trusted)
         replace_layers(model, {edit.layer: found.module})
         rows.append(_told(edit, found))
@@ -105,7 +105,7 @@ def input_moments(model: nn.Module, layers: Sequence[str], batches: Batches) -> 
     found: dict[str, Moments] = {}
     for part in _parts(model, layers):
         found |= gather_moments(model, part, batches(), patch_limit=PATCH_LIMIT, trust_forward=True)
-    return found
+    return {name: moments.shrunk() for name, moments in found.items()}
 
 
 def _parts(model: nn.Module, names: Sequence[str]) -> list[list[str]]:

@@ -102,3 +102,24 @@ def test_one_channel_for_each_group_of_a_convolution_goes_with_the_group() -> No
         ("2", "channels", False),
     ]
     assert {d.prunable for d in found.coverage.dimensions if (d.tensor, d.dim) == ("1.weight", 0)} == {4}
+
+
+class _Twice(nn.Module):
+    """The same channels as two heads of four and as four heads of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.wide, self.narrow = nn.Parameter(torch.randn(2, 1)), nn.Parameter(torch.randn(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the heads of either kind."""
+        x = self.first(x).unflatten(-1, (2, 4)).softmax(-2) * self.wide
+        x = x.flatten(-2).unflatten(-1, (4, 2)) * self.narrow
+        out: Tensor = self.last(x.flatten(-2))
+        return out
+
+
+def test_rows_of_another_length_are_other_rows() -> None:
+    found = study(_Twice().eval(), torch.randn(2, 4))
+    assert rewrite(found.cut(found.plan(ratio=0.5))).proof.holds

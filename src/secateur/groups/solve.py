@@ -157,11 +157,11 @@ def solve(walk: Walk) -> Solution:
 
 def _shared_rows(ledger: Ledger, threads: Labels) -> list[tuple[Labels, Labels]]:
     """Blocks that are the same rows of channels, seen at two operators, go together."""
-    first: dict[bytes, Labels] = {}
+    first: dict[tuple[bytes, tuple[int, ...]], Labels] = {}
     found = []
     for rectangle in ledger.rectangles:
         if rectangle.heads is not None and (rectangle.table >= 0).all():
-            heads = first.setdefault(threads[rectangle.table].tobytes(), rectangle.heads)
+            heads = first.setdefault((threads[rectangle.table].tobytes(), rectangle.table.shape), rectangle.heads)
             if heads is not rectangle.heads:
                 found.append((heads, rectangle.heads))
     return found

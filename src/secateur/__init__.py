@@ -23,7 +23,7 @@ from secateur.plan import Factorize, Plan, Prune
 from secateur.recover import Attention, BatchNorm, FoldMeans, Nothing, Refit, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
-from secateur.score import L2, SNP, GeometricMedian, Index, NuclearNorm, Random
+from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, Index, NuclearNorm, Random, Taylor, Variance
 from secateur.study import Study, study
 from secateur.study.decomposition import Decompose
 from secateur.target import Target
@@ -41,6 +41,7 @@ __all__ = [
     "Decompose",
     "Factorize",
     "FileError",
+    "Fisher",
     "FoldMeans",
     "GeometricMedian",
     "GlobalRank",
@@ -53,6 +54,7 @@ __all__ = [
     "ModelError",
     "Nothing",
     "NuclearNorm",
+    "OBS",
     "Options",
     "Plan",
     "PlanError",
@@ -72,9 +74,11 @@ __all__ = [
     "Standard",
     "Study",
     "Target",
+    "Taylor",
     "Tucker",
     "Uniform",
     "UsageError",
+    "Variance",
     "apply",
     "compress",
     "load",

@@ -9,7 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from score.by_hand import group, solved
-from secateur.score import L2, SNP, Combine, GeometricMedian, Index, NuclearNorm, Random, Scorer, calibrate, gather, score_groups
+from secateur.score import (
+    L2,
+    OBS,
+    SNP,
+    Combine,
+    Fisher,
+    GeometricMedian,
+    Index,
+    NuclearNorm,
+    Random,
+    Scorer,
+    Taylor,
+    Variance,
+    calibrate,
+    gather,
+    score_groups,
+)
 
 CRITERIA: list[Scorer] = [
     L2(),
@@ -19,6 +35,12 @@ CRITERIA: list[Scorer] = [
     NuclearNorm(),
     SNP(),
     SNP(gamma=2),
+    Taylor(),
+    Taylor(centred=False),
+    Fisher(),
+    Variance(),
+    OBS(),
+    OBS(weighted=False),
     Random(seed=3),
     Index({"stem": (1, 2)}),
 ]
@@ -85,7 +107,7 @@ def test_permuting_channels_permutes_scores(criterion: Scorer, layers: tuple[str
         for name in {"stem": ("q", "k", "v"), "q": (), "v": ("out",)}[layers[0]]:
             getattr(model, name).weight.copy_(getattr(model, name).weight[:, order])
     after = scores(criterion, model, data())
-    name = next(n for n, s in before.items() if s.numel() == 8 and not torch.equal(s, after[n]))
+    name = next(n for n, s in before.items() if s.numel() == 8 and not torch.allclose(s, after[n]))
     torch.testing.assert_close(after[name], before[name][order])
 
 

@@ -7,13 +7,24 @@ from typing import Annotated
 from secateur.allocate import Allocator, GlobalRank, Isomorphic, Slamp, Uniform
 from secateur.cli.bundles import Choice
 from secateur.recover import BatchNorm, FoldMeans, Nothing, Recovery, Refit, Standard
-from secateur.score import L2, SNP, GeometricMedian, NuclearNorm, Random, Scorer
+from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, NuclearNorm, Random, Scorer, Taylor, Variance
 
 CRITERIA = Choice(
     option="criterion",
-    entries={"l2": L2, "gm": GeometricMedian, "nn": NuclearNorm, "snp": SNP, "random": Random},
+    entries={
+        "l2": L2,
+        "gm": GeometricMedian,
+        "nn": NuclearNorm,
+        "snp": SNP,
+        "taylor": Taylor,
+        "fisher": Fisher,
+        "variance": Variance,
+        "obs": OBS,
+        "random": Random,
+    },
     default="l2",
-    text="How channels are scored: L2 norm, geometric median, nuclear norm (needs --data), SNP (data for attention), or chance.",
+    text="How channels are scored: L2 norm, geometric median, SNP (with --data for attention), chance; or, on --data: nuclear norm, what "
+    "the outputs lose (taylor, fisher), what the next layer loses once its means are folded (variance) or once it is refitted (obs).",
     shared=frozenset(["seed"]),
 )
 ALLOCATORS = Choice(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from secateur.errors import ModelError, SelectionError
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
 from secateur.score.batches import Batch, Data, batches
 from secateur.score.combine import Combine, Part
-from secateur.score.observer import Call, DataScorer, Observer
+from secateur.score.observer import Call, DataScorer, GradientObserver, Observer
 from secateur.score.progress import with_progress
 from secateur.score.scorer import Scorer
 
@@ -75,14 +77,19 @@ class _Watch(fx.Interpreter):
         self._observers: dict[fx.Node, list[Observer]] = defaultdict(list)
         for each in observers:
             self._observers[each.node].append(each)
+        self._graded = {o.node for o in observers if isinstance(o, GradientObserver)}
+        self._calls: dict[fx.Node, Call] = {}
+        self._generator = torch.Generator().manual_seed(0)
         self._sizes = (1, 1)
 
     def show(self, batch: Batch) -> None:
         """Run one batch."""
         self._sizes = (batch.size, batch.valid)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=list(_cuda_devices(batch))):
-                self.run(*batch.leaves)
+            with torch.set_grad_enabled(bool(self._graded)), torch.random.fork_rng(devices=list(_cuda_devices(batch))):
+                outputs = self.run(*batch.leaves)
+                if self._graded:
+                    self._show_gradients(outputs)
         except (RuntimeError, IndexError, TypeError) as error:
             raise ModelError(f"The captured model does not run on the calibration data: {error}") from error
 
@@ -90,9 +97,37 @@ class _Watch(fx.Interpreter):
         """Run one node, and show the call to those who asked."""
         inputs = {x: self.env[x] for x in n.all_input_nodes} if n in self._observers else {}
         output = super().run_node(n)
+        call = Call(inputs, output, *self._sizes)
         for observer in self._observers.get(n, ()):
-            observer.see(Call(inputs, output, *self._sizes))
+            observer.see(call)
+        if n in self._graded:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            self._calls[n] = replace(call, output=output)
         return output
+
+    def _show_gradients(self, outputs: Any) -> None:
+        """Show gradients of the outputs' product with random numbers, which are drawn for each batch anew."""
+        leaves = [leaf for leaf in pytree.tree_leaves(outputs) if getattr(leaf, "requires_grad", False)]
+        calls, self._calls = self._calls, {}
+        if not leaves:
+            return
+        loss = torch.stack([projected(leaf, self._generator) for leaf in leaves]).sum()
+        gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, [call.output for call in calls.values()], allow_unused=True)
+        for (node, call), gradient in zip(calls.items(), gradients, strict=True):
+            for observer in self._observers[node]:
+                if gradient is not None and isinstance(observer, GradientObserver):
+                    observer.see_gradient(call, gradient)
+
+
+def projected(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The product of an output with normal random numbers, so scaled that outputs of any size count alike."""
+    real = torch.view_as_real(output) if output.is_complex() else output
+    directions = torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real)
+    values = real.detach()
+    spread = (values - values.mean(0) if values.ndim and len(values) > 1 else values).square().mean().sqrt()
+    product: torch.Tensor = (real * directions).sum() / spread.clamp_min(torch.finfo(torch.float32).tiny)
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 def _cuda_devices(batch: Batch) -> Iterator[torch.device]:

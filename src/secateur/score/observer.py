@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import fx
+from torch import Tensor, fx
 
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
@@ -41,6 +41,15 @@ class Observer(Protocol):
 
     def parts(self) -> Sequence[Part]:
         """Scores after all batches: for each producer its channels and their scores."""
+        ...
+
+
+@runtime_checkable
+class GradientObserver(Observer, Protocol):
+    """An observer that looks at gradients too: of a random projection of the model's outputs, by what its node returned."""
+
+    def see_gradient(self, call: Call, gradient: Tensor) -> None:
+        """Take in the gradient of one call, after the batch has gone through the whole graph."""
         ...
 
 

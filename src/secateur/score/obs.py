@@ -1,0 +1,161 @@
+"""Score channels by what the layers that read them lose, given that these are fitted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from secateur.groups.group import ChannelGroup, Member
+from secateur.groups.solve import Solution
+from secateur.score.combine import Combine, Part
+from secateur.score.evidence import Evidence, precise
+from secateur.score.observer import Call, Observer
+from secateur.score.reading import Reading, readings, rows
+
+RIDGE = 1e-2
+"""Added to the covariance, relative to its mean diagonal: channels that are nearly mixtures of others are no exact ones."""
+
+
+@dataclass(frozen=True)
+class OBS:
+    """Score channels by the error that the layers which read them have once they are gone and the rest is refitted.
+
+        e_c = sum_readers ||W_:c||^2 / (H^-1)_cc,        H = cov(x)
+
+    Channels go one at a time, the cheapest first; then W <- W - W_:c (H^-1)_c: / (H^-1)_cc and H^-1 is downdated, so that of
+    two channels that say the same one goes for nothing and the other then costs what both are worth. The score is the largest
+    error up to the step in which a channel goes. Convolutions count by the covariance of their channels, for all taps. With
+    ``weighted`` each output counts by how much the model's outputs depend on it, so that scores of different layers compare.
+    A query and key neuron has E[q_c^2] E[k_c^2]. Needs data; goes with :class:`~secateur.Refit`.
+
+    Hassibi, Stork, NIPS 1992; Kurtic, Frantar, Alistarh, ZipLM, NeurIPS 2023.
+    """
+
+    weighted: bool = True
+
+    def __call__(self, group: ChannelGroup, evidence: Evidence) -> Tensor:
+        """Scores of the group's channels."""
+        parts = [scores for _, scores in evidence.seen(self, group)]
+        if not parts:
+            return torch.zeros(group.size, dtype=torch.float64)
+        energy = [p for p in parts if p.ndim == 1]
+        problems = [(p[: group.size], p[group.size :]) for p in parts if p.ndim == 2]
+        scores = removal_errors(problems) if problems else torch.zeros(group.size, dtype=torch.float64)
+        return evidence.combine.single(scores + sum(energy, torch.zeros_like(scores)))
+
+    def observers(self, group: ChannelGroup, solution: Solution, combine: Combine) -> Sequence[Observer]:
+        """One observer for each call that reads the channels."""
+        found: list[Observer] = []
+        for reading in readings(group, solution):
+            kind = Weighted if self.weighted and reading.weight is not None else Covariance
+            found.append(kind(reading, group, solution))
+        return found
+
+
+class Covariance:
+    """Gathers second moments of the channels that one call reads."""
+
+    def __init__(self, reading: Reading, group: ChannelGroup, solution: Solution) -> None:
+        self.node: fx.Node = reading.node
+        self._reading = reading
+        self._size = group.size
+        self._columns = None if reading.weight is None else _columns(reading, group, solution)
+        self._total = torch.zeros(group.size, dtype=torch.float64)
+        self._gram = torch.zeros(group.size, group.size, dtype=torch.float64)
+        self._other = torch.zeros(group.size, dtype=torch.float64)
+        self._count = 0
+
+    def see(self, call: Call) -> None:
+        """Add one batch."""
+        first = rows(self._reading.source, call.inputs[self._reading.source.node].detach(), call, self._size).flatten(1)
+        first = first if first.dtype == torch.float64 else first.float()
+        self._total += precise(first).sum(1).cpu()
+        self._gram += precise(first @ first.T).cpu()
+        if self._reading.other is not None:
+            other = rows(self._reading.other, call.inputs[self._reading.other.node].detach(), call, self._size)
+            self._other += precise(other).square().sum((1, 2)).cpu()
+        self._count += first.shape[1]
+
+    def parts(self) -> Sequence[Part]:
+        """The covariance with the columns below it, or the product of both energies."""
+        if not self._count:
+            return ()
+        numbers = np.arange(self._size)
+        if self._columns is None:
+            return [(numbers, self._gram.diagonal() / self._count * self._other / self._count)]
+        mean = self._total / self._count
+        covariance = self._gram / self._count - mean.outer(mean)
+        return [(numbers, torch.cat([covariance, self._scale() * self._columns]))]
+
+    def _scale(self) -> Tensor:
+        return torch.ones((), dtype=torch.float64)
+
+
+class Weighted(Covariance):
+    """Gathers how much the model's outputs depend on what the call puts out, too."""
+
+    def __init__(self, reading: Reading, group: ChannelGroup, solution: Solution) -> None:
+        super().__init__(reading, group, solution)
+        self._slope = 0.0
+        self._samples = 0
+
+    def see_gradient(self, call: Call, gradient: Tensor) -> None:
+        """Add the squared gradients of one batch."""
+        valid = max(1, len(gradient) * call.valid // call.batch)
+        self._slope += float(precise(gradient[:valid]).square().sum()) / gradient[0].numel()
+        self._samples += valid
+
+    def _scale(self) -> Tensor:
+        return torch.tensor(self._slope / max(self._samples, 1), dtype=torch.float64).sqrt()
+
+
+def _columns(reading: Reading, group: ChannelGroup, solution: Solution) -> Tensor:
+    """The weights with which each channel is read: ``(rest, size)``; those of several places of a channel below each other."""
+    assert reading.weight is not None
+    weight = precise(solution.walk.capture.leaf(reading.weight).detach()).cpu()
+    parts = [_scattered(m, weight, group.size) for m in group.members if m.tensor == reading.weight and m.role == "reads"]
+    return torch.cat(parts)
+
+
+def _scattered(member: Member, weight: Tensor, size: int) -> Tensor:
+    flat = member.flatten(weight)
+    order = np.argsort(member.channels, kind="stable")
+    within = np.arange(len(order)) - np.searchsorted(member.channels[order], member.channels[order])
+    out = flat.new_zeros(int(within.max(initial=0)) + 1, size, flat.shape[1])
+    out[torch.as_tensor(within), torch.as_tensor(member.channels[order])] = flat[torch.as_tensor(order)]
+    return out.movedim(1, 2).flatten(0, 1)
+
+
+def removal_errors(problems: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The error at which each channel goes, the cheapest first, for covariances ``(d, d)`` and columns ``(rest, d)``: shape ``(d,)``."""
+    inverses, products = [], []
+    for covariance, columns in problems:
+        size = len(covariance)
+        scale = covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
+        inverses.append(torch.linalg.inv(covariance + RIDGE * scale * torch.eye(size, dtype=covariance.dtype)))
+        products.append(columns.mT @ columns)
+    errors, alive, worst = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool), 0.0
+    for _ in range(size):
+        costs = sum((p.diagonal() / h.diagonal() for h, p in zip(inverses, products, strict=True)), torch.zeros(size, dtype=torch.float64))
+        chosen = int(torch.where(alive, costs, torch.inf).argmin())
+        worst = max(worst, float(costs[chosen]))
+        errors[chosen] = worst
+        alive[chosen] = False
+        for index, (inverse, product) in enumerate(zip(inverses, products, strict=True)):
+            inverses[index], products[index] = _without(inverse, product, chosen)
+    return errors
+
+
+def _without(inverse: Tensor, product: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
+    """The inverse covariance, and W^T W after its refit, without one channel; its own row and column are left harmless."""
+    pivot = inverse[chosen, chosen]
+    step = inverse[chosen] / pivot
+    product = product - step.outer(product[chosen]) - product[:, chosen].outer(step) + product[chosen, chosen] * step.outer(step)
+    inverse = inverse - inverse[chosen].outer(step)
+    inverse[chosen], inverse[:, chosen], inverse[chosen, chosen] = 0, 0, 1
+    product[chosen], product[:, chosen] = 0, 0
+    return inverse, product

@@ -84,7 +84,8 @@ class Layers:
         )
         table = Table(title=f"{title}, {self.prunable_macs:.1%} of the MACs")
         for name in ("layer", "channels", "coupled tensors", "parameters", "MACs", "prunable"):
-            table.add_column(name, justify="right" if name in ("channels", "coupled tensors", "parameters", "MACs") else "left")
+            left = name in ("layer", "prunable")
+            table.add_column(name, justify="left" if left else "right", overflow="fold" if left else "ellipsis")
         for row in self.rows:
             shares = (f"{row.parameter_share:.1%}", f"{row.macs_share:.1%}")
             table.add_row(row.name, row.layout, str(len(row.members)), *shares, "yes" if row.reason is None else f"no: {row.reason}")

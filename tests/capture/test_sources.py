@@ -49,6 +49,19 @@ def test_missing_packages_name_their_extra(spec: str, package: str, extra: str, 
         load_model(spec)
 
 
+def test_a_torchvision_detector_comes_without_fetching_its_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("weights were to be fetched")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision._internally_replaced_utils.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    model = load_model("torchvision:ssdlite320_mobilenet_v3_large")
+    assert isinstance(model, nn.Module)
+
+
 def test_torchvision_by_name() -> None:
     pytest.importorskip("torchvision")
     model = load_model("torchvision:squeezenet1_1")

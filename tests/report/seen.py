@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from networks.whole import mixed
 from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
@@ -33,7 +33,7 @@ class SideWay(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = getattr(self, HOSTILE)(x).relu()
-        turned = torch.fft.fft(self.side(x), dim=2).real
+        turned = mixed(self.side(x))
         out: Tensor = self.head(self.norm((self.main(x) + self.back(turned)).mean((2, 3))))
         return out
 

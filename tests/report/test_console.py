@@ -39,7 +39,7 @@ def test_proof_fidelity_metrics_and_notes_follow(result: Seen) -> None:
     assert "fidelity to the dense model: relative error" in text
     assert "accuracy before: 0.8125" in text
     assert "note: rounded up to keep 10" in text
-    assert "no rule for aten.fft_fft.default (node fft_fft_default)" in text
+    assert "no rule for secateur_tests.mixed.default (node mixed_default)" in text
 
 
 def test_a_proof_that_fails_is_said_to_fail(result: Seen) -> None:

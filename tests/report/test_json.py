@@ -43,7 +43,7 @@ def test_layers_say_what_was_kept_and_what_happened(result: Seen, told: dict[str
     assert (cut["channels"], cut["kept"], cut["removed"], cut["state"]) == (16, 10, 6, "cut")
     assert [row["state"] for row in told["layers"]] == ["cut", "whole", "spared", "whole"]
     assert [row["reason"] for row in told["layers"]] == [layer.reason for layer in result.layers]
-    assert told["without_rule"] == {"fft_fft_default": "aten.fft_fft.default"}
+    assert told["without_rule"] == {"mixed_default": "secateur_tests.mixed.default"}
 
 
 def test_where_it_comes_from(told: dict[str, Any]) -> None:

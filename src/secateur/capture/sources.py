@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -161,7 +162,10 @@ def _call_factory(module_name: str, name: str) -> Any:
 
 
 def _torchvision(name: str) -> Any:
-    return _package("torchvision", "vision", "A torchvision model").models.get_model(name, weights=None)
+    models = _package("torchvision", "vision", "A torchvision model").models
+    # Detectors and segmenters would otherwise fetch the weights of their backbone.
+    takes = inspect.signature(models.get_model_builder(name)).parameters
+    return models.get_model(name, weights=None, **({"weights_backbone": None} if "weights_backbone" in takes else {}))
 
 
 def _timm(name: str) -> Any:

@@ -70,7 +70,7 @@ def demo(settings: Demonstration, timing: Timing) -> Generator[RenderableType, N
     yield Rule("6. Measure and save", align="left")
     note = f"accuracy is the share of {len(labels)} images that are named correctly: a smoke test, no benchmark"
     latency = timing({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
-    result = replace(result, metrics=metrics, latency=latency, notes=(*_without_rounding(result.notes), note))
+    result = replace(result, metrics=metrics, latency=latency, notes=(*result.notes, note))
     with working("Writing the files"):
         path = result.save(settings.out, force=True, onnx=settings.onnx, command=command_line())
     return _ending(result, path)
@@ -141,13 +141,6 @@ def _ending(result: Result, path: Path) -> Answer:
     files = ", ".join(sorted(file.name for file in path.iterdir()))
     lines = [Text(f"{path} holds {files}."), Text(f"The report: {path / 'report.html'}", style="bold")]
     return Answer([console_report(result), *lines], told | {"directory": str(path)})
-
-
-def _without_rounding(notes: Sequence[str]) -> list[str]:
-    """The notes, with those of layers whose counts were rounded in one sentence."""
-    rounded = sum("is rounded to multiples" in note for note in notes)
-    summary = [f"the counts of {rounded} layers were rounded to multiples of {EVEN.step_size}; the plan lists them"] if rounded else []
-    return [*(note for note in notes if "is rounded to multiples" not in note), *summary]
 
 
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from secateur.layers import Layer
 from secateur.measure import Latency
 from secateur.report import numbers
+from secateur.report.notes import gathered
 from secateur.report.reported import Reported
 from secateur.rewrite import FactorizedLayer
 
@@ -162,8 +163,8 @@ def _shape(leaf: Any) -> str:
 
 
 def all_notes(result: Reported) -> tuple[str, ...]:
-    """Repairs and what did not work, of the result and of the proof, each once."""
-    return tuple(dict.fromkeys((*result.notes, *result.proof.notes)))
+    """Repairs and what did not work, of the result and of the proof, each once, those of one kind together."""
+    return gathered((*result.notes, *result.proof.notes))
 
 
 def settings(result: Reported) -> Mapping[str, Any]:

@@ -178,7 +178,7 @@ def test_subclasses_are_admitted_where_they_were_seen_to_act_as_their_base():
             return super().forward(nn.functional.pad(x, (0, x.shape[3] % 2)))
 
     model = nn.Sequential(PaddedConv(16, 16, 1), PaddedConv(16, 16, 3), Padding(16, 16, 3), nn.Conv2d(16, 16, 3, groups=16))
-    rows = captured(model, torch.randn(1, 16, 9, 8))
+    rows = captured(model, torch.randn(1, 16, 9, 9))
     assert [(row.name, row.trusted) for row in rows] == [("0", True), ("1", False), ("2", False), ("3", False)]
     assert rows["0"].methods == ("svd",)
     assert "depthwise" in rows["3"].reason

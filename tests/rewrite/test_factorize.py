@@ -221,6 +221,18 @@ def test_a_wrong_number_is_found(where: str, monkeypatch: pytest.MonkeyPatch) ->
         rewrite_factorized(found.solution, [Factorize(name, "tucker", (2, 2)) for name in ("2", "4")], prefer="module")
 
 
+def test_statistics_that_the_proof_replaces_must_be_the_dense_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any) -> Any:
+        model, rows = factorize(*args)
+        model[1].running_mean += 1
+        return model, rows
+
+    monkeypatch.setattr(apply, "factorize", wrong)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)).eval()
+    with pytest.raises(ProofError, match=r"1\.running_mean is not the dense model's"):
+        rewrite_factorized(study(model, PIXELS).solution, [Factorize("2", "tucker", (2, 2))], prefer="module")
+
+
 def test_recomposing_from_other_factors_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     original = recompose.with_recomposed
 

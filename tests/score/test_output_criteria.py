@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cases import CASES, Case, studied
 from score.by_hand import solved
 from secateur.score import OBS, Combine, Fisher, Scorer, Taylor, Variance, calibrate, gather, score_groups
-from secateur.score.obs import removal_errors
+from secateur.score.obs import RIDGE, removal_errors
 
 PLAIN = Combine("average", "none")
 
@@ -77,19 +77,51 @@ def test_a_channel_that_another_can_stand_for_goes_first() -> None:
     assert float(errors[order[2]]) == pytest.approx(25, rel=0.1)
 
 
-def test_removal_errors_are_those_of_a_refit() -> None:
+def test_every_removal_is_the_cheapest_after_a_refit_of_the_rest() -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 5, generator=generator, dtype=torch.float64) @ torch.randn(5, 5, generator=generator, dtype=torch.float64)
-    weight = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    x = x - x.mean(0)
-    order = removal_errors([(x.T @ x / 500, weight)]).argsort()
-    kept = [i for i in range(5) if i != int(order[0])]
-    fitted = torch.linalg.lstsq(x[:, kept], x @ weight.T)
-    best = min(
-        float((x @ weight.T - x[:, k] @ torch.linalg.lstsq(x[:, k], x @ weight.T).solution).square().sum())
-        for k in ([i for i in range(5) if i != out] for out in range(5))
-    )
-    assert float((x @ weight.T - x[:, kept] @ fitted.solution).square().sum()) == pytest.approx(best)
+    x = torch.randn(500, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    weight, covariance = torch.randn(3, 6, generator=generator, dtype=torch.float64), x.T @ x / 500
+    errors = removal_errors([(covariance, weight)])
+    left, worst, h = list(range(6)), 0.0, covariance + RIDGE * covariance.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+    expected = torch.zeros(6, dtype=torch.float64)
+    while left:
+        fitted = weight @ h[:, left] @ torch.linalg.inv(h[left][:, left])
+        costs = fitted.square().sum(0) / torch.linalg.inv(h[left][:, left]).diagonal()
+        worst = max(worst, float(costs.min()))
+        expected[left.pop(int(costs.argmin()))] = worst
+    torch.testing.assert_close(errors, expected)
+
+
+class Scores(nn.Module):
+    """Products of queries and keys, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(2, 3, bias=False), nn.Linear(2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(x) @ self.k(x).mT
+
+
+@pytest.mark.parametrize("criterion", [Variance(), OBS()], ids=str)
+def test_queries_and_keys_have_the_product_of_their_energies(criterion: Scorer) -> None:
+    model, x = Scores().double(), rows(60).reshape(12, 5, 2)
+    solution, groups = solved(model, x[:4])
+    observed = calibrate(solution, groups, [criterion], x, combine=PLAIN, samples=None)
+    found = score_groups(criterion, groups, gather(solution, combine=PLAIN, observed=observed))
+    q, k = (layer(x).detach().square().mean((0, 1)) for layer in (model.q, model.k))
+    torch.testing.assert_close(next(iter(found.values())), q * k)
+
+
+def test_all_positions_of_a_channel_behind_a_flatten_count() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 2)).double()
+    x = torch.randn(50, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    hidden = model[0](x).detach().flatten(2)
+    solution, groups = solved(model, x[:10])
+    observed = calibrate(solution, groups, [Variance()], x, combine=PLAIN, samples=None)
+    found = score_groups(Variance(), groups, gather(solution, combine=PLAIN, observed=observed))["0"]
+    squares = model[2].weight.detach().square().reshape(2, 3, 4).sum((0, 2))
+    torch.testing.assert_close(found, hidden.var((0, 2), correction=0) * squares)
 
 
 class Branches(nn.Module):

@@ -132,30 +132,49 @@ def _scattered(member: Member, weight: Tensor, size: int) -> Tensor:
 
 def removal_errors(problems: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The error at which each channel goes, the cheapest first, for covariances ``(d, d)`` and columns ``(rest, d)``: shape ``(d,)``."""
-    inverses, products = [], []
-    for covariance, columns in problems:
-        size = len(covariance)
-        scale = covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
-        inverses.append(torch.linalg.inv(covariance + RIDGE * scale * torch.eye(size, dtype=covariance.dtype)))
-        products.append(columns.mT @ columns)
+    size = len(problems[0][0])
+    removals = [Removals(*problem) for problem in problems]
     errors, alive, worst = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool), 0.0
     for _ in range(size):
-        costs = sum((p.diagonal() / h.diagonal() for h, p in zip(inverses, products, strict=True)), torch.zeros(size, dtype=torch.float64))
+        costs = torch.stack([removal.costs for removal in removals]).sum(0)
         chosen = int(torch.where(alive, costs, torch.inf).argmin())
         worst = max(worst, float(costs[chosen]))
         errors[chosen] = worst
         alive[chosen] = False
-        for index, (inverse, product) in enumerate(zip(inverses, products, strict=True)):
-            inverses[index], products[index] = _without(inverse, product, chosen)
+        for removal in removals:
+            removal.remove(chosen)
     return errors
 
 
-def _without(inverse: Tensor, product: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
-    """The inverse covariance, and W^T W after its refit, without one channel; its own row and column are left harmless."""
-    pivot = inverse[chosen, chosen]
-    step = inverse[chosen] / pivot
-    product = product - step.outer(product[chosen]) - product[:, chosen].outer(step) + product[chosen, chosen] * step.outer(step)
-    inverse = inverse - inverse[chosen].outer(step)
-    inverse[chosen], inverse[:, chosen], inverse[chosen, chosen] = 0, 0, 1
-    product[chosen], product[:, chosen] = 0, 0
-    return inverse, product
+class Removals:
+    """H^-1 and W^T W while channels go one by one: the matrices as they were, and the vectors that each step has subtracted.
+
+    Only the diagonals are kept up to date; rows are worked out when they are needed, so that no step writes a whole matrix.
+    """
+
+    def __init__(self, covariance: Tensor, columns: Tensor) -> None:
+        size = len(covariance)
+        scale = covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
+        self._inverse = torch.linalg.inv(covariance + RIDGE * scale * torch.eye(size, dtype=covariance.dtype))
+        self._product = columns.mT @ columns
+        self._pivots, self._costs = self._inverse.diagonal().clone(), self._product.diagonal().clone()
+        self._steps, self._rests, self._weights = (torch.zeros(size, *n, dtype=covariance.dtype) for n in ((size,), (size,), ()))
+        self._done = 0
+
+    @property
+    def costs(self) -> Tensor:
+        """What each channel costs now."""
+        costs: Tensor = self._costs / self._pivots.clamp_min(torch.finfo(self._pivots.dtype).tiny)
+        return costs
+
+    def remove(self, chosen: int) -> None:
+        """Take one channel out, and refit the others."""
+        steps, rests, weights = self._steps[: self._done], self._rests[: self._done], self._weights[: self._done]
+        row = self._inverse[chosen] - (steps[:, chosen] * weights) @ steps
+        product = self._product[chosen] - steps[:, chosen] @ rests - rests[:, chosen] @ steps
+        step = row / row[chosen]
+        rest = product - product[chosen] / 2 * step
+        self._steps[self._done], self._rests[self._done], self._weights[self._done] = step, rest, row[chosen]
+        self._pivots -= row[chosen] * step.square()
+        self._costs -= 2 * step * rest
+        self._done += 1

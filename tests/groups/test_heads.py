@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,3 +124,55 @@ class _Twice(nn.Module):
 def test_rows_of_another_length_are_other_rows() -> None:
     found = study(_Twice().eval(), torch.randn(2, 4))
     assert rewrite(found.cut(found.plan(ratio=0.5))).proof.holds
+
+
+class _Sides(nn.Module):
+    """Expected values over bins, one a head, beside plain channels, as detectors give the sides of boxes."""
+
+    def __init__(self, *, ends: bool) -> None:
+        super().__init__()
+        self.bins, self.plain, self.last = nn.Linear(4, 32), nn.Linear(4, 3), nn.Linear(7, 2)
+        self.ends = ends
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Join heads without channels with channels."""
+        sides = self.bins(x).unflatten(-1, (4, 8)).softmax(-1) @ torch.arange(8.0)
+        joined = torch.cat([sides, self.plain(x)], -1)
+        out: Tensor = joined if self.ends else self.last(joined)
+        return out
+
+
+def test_heads_joined_with_channels_reach_the_output() -> None:
+    found = study(_Sides(ends=True).eval(), torch.randn(2, 4))
+    assert not any(g.prunable for g in found.groups)
+
+
+def test_heads_joined_with_channels_go() -> None:
+    found = study(_Sides(ends=False).eval(), torch.randn(2, 4))
+    heads = next(g for g in found.groups if g.kind == "blocks")
+    cut = found.cut(found.plan(indices={heads.name: [1], "plain": [0, 2]}))
+    model = rewrite(cut, prefer="graph").model
+    assert dict(model.named_parameters())["last.weight"].shape == (2, 4)
+
+
+class _Read(nn.Module):
+    """Heads without channels that a layer reads as channels."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.bins, self.reader, self.last = nn.Linear(4, 32), reader, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give one value a head to the reader."""
+        sides = self.bins(x).unflatten(-1, (4, 8)).softmax(-1) @ torch.arange(8.0)
+        out = self.reader(sides)
+        joined: Tensor = self.last(torch.cat([out[0] if isinstance(out, tuple) else out] * (1 if isinstance(out, tuple) else 2), -1))
+        return joined
+
+
+@pytest.mark.parametrize("reader", [nn.GroupNorm(1, 4), nn.GroupNorm(2, 4), nn.LSTM(4, 8)], ids=["norm", "norm of groups", "lstm"])
+def test_heads_that_are_read_as_channels_go(reader: nn.Module) -> None:
+    found = study(_Read(reader).eval(), torch.randn(6, 4))
+    heads = next(g for g in found.groups if g.kind == "blocks" and "bins" in " ".join(m.tensor for m in g.members))
+    proof = rewrite(found.cut(found.plan(indices={heads.name: [1, 2]}))).proof
+    assert proof.holds

@@ -37,6 +37,11 @@ class Field:
 Fields = tuple[Field, ...]
 
 
+def row_along(fields: Iterable[Field], dim: int) -> Field | None:
+    """The field that labels one dimension alone: that of its channels, or of whole blocks where no channels are left."""
+    return min((f for f in fields if f.dims == {dim}), key=lambda f: f.block, default=None)
+
+
 def compact(labels: Labels) -> Labels:
     """Reduce to size 1 every dimension along which all labels are equal."""
     for dim, size in enumerate(labels.shape):

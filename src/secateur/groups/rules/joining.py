@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from secateur.groups.fields import NONE, Field, Fields, along
+from secateur.groups.fields import NONE, Field, Fields, along, row_along
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
@@ -33,7 +33,7 @@ def joined(call: Call, parts: list[Operand], dim: int) -> Fields:
 
 
 def _row(part: Operand, dim: int) -> np.ndarray:
-    field = next((f for f in part.fields if f.dims == {dim} and not f.block), None)
+    field = row_along(part.fields, dim)
     return np.full(part.shape[dim], NONE) if field is None else field.labels.ravel()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.groups.fields import Field, Fields
+from secateur.groups.fields import Field, Fields, row_along
 from secateur.groups.ledger import Rectangle
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
@@ -71,11 +71,11 @@ def group_norm(call: Call) -> Outcome:
     if any(len(f.dims) > 1 and 1 in f.dims for f in fields):
         call.ledger.freeze_fields(fields, "enters group norm with labels over several dimensions")
         return fields
-    for field in fields:
-        if field.dims == {1} and not field.block and groups < x.shape[1]:
-            renormalises(call, x, frozenset({1}))
-            if groups > 1:
-                _rows(call, field, groups)
+    field = row_along(fields, 1)
+    if field is not None and groups < x.shape[1]:
+        renormalises(call, x, frozenset({1}))
+        if groups > 1:
+            _rows(call, field, groups)
     return fields
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from secateur.groups.fields import Field, Labels, along
+from secateur.groups.fields import Field, Labels, along, row_along
 from secateur.groups.rules.indexing import hold
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
@@ -26,7 +26,8 @@ def recurrent(call: Call) -> Outcome:
         return call.refuse(f"{call.node.target} with weights of this kind has no rule")
     last = len(x.shape) - 1
     hold(call, x, frozenset(range(last)), "a dimension that a recurrent layer runs along")
-    inner = next((f.labels.ravel() for f in x.fields if f.dims == {last} and not f.block), None)
+    row = row_along(x.fields, last)
+    inner = None if row is None else row.labels.ravel()
     call.ledger.freeze_fields(tuple(f for f in x.fields if last in f.dims and len(f.dims) > 1), "enters a recurrent layer by rows")
     both = 2 if call["bidirectional"] else 1
     units: list[Labels] = []

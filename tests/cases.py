@@ -138,6 +138,8 @@ CASES = [
     Case("recurrent", rc.Recurrent, VECTORS),
     Case("both_ways", rc.BothWays, VECTORS),
     Case("translation", rc.Translation, VECTORS),
+    Case("steps_with_memory", rc.LongSteps, VECTORS),
+    Case("steps", rc.ShortSteps, VECTORS),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
     Case("rolled", wh.Rolled, VECTORS, whole="roll"),
 ]

@@ -40,3 +40,37 @@ class Translation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, states = self.reader(x)
         return self.head(self.writer(x.flip(1), states)[0])
+
+
+class Steps(nn.Module):
+    """Cells called step by step, from zeros as wide as they are."""
+
+    def __init__(self, cell: type[nn.LSTMCell | nn.GRUCell]) -> None:
+        super().__init__()
+        self.first, self.cell, self.head = nn.Linear(6, 10), cell(10, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        state = x.new_zeros(x.shape[0], self.cell.hidden_size)
+        pair = (state, state)
+        for step in x.unbind(1):
+            if isinstance(self.cell, nn.LSTMCell):
+                pair = self.cell(step, pair)
+                state = pair[0]
+            else:
+                state = self.cell(step, state)
+        return self.head(state)
+
+
+class LongSteps(Steps):
+    """With a cell that has a memory."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.LSTMCell)
+
+
+class ShortSteps(Steps):
+    """With a cell that has none."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.GRUCell)

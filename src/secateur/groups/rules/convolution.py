@@ -136,3 +136,13 @@ def _bare_group(call: Call, x: Operand, weight: Operand, others: Fields) -> Fiel
     call.ledger.freeze_fields(tuple(f for f in x.fields if 1 in f.dims), text)
     call.ledger.freeze_fields(weight.fields, text)
     return others
+
+
+@rule("torchvision.deform_conv2d")
+def deformable_convolution(call: Call) -> Outcome:
+    """A convolution whose kernel points are moved by offsets, which are positions and stay."""
+    if call["groups"] > 1 or call["offset_groups"] > 1:
+        return call.refuse("a deformable convolution of several groups has no rule")
+    for name in ("offset", "mask"):
+        call.ledger.freeze_fields(call[name].fields, "says where a deformable convolution looks")
+    return _convolve(call, call["input"], call["weight"], call["bias"], call["groups"], transposed=False)

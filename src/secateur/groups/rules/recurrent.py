@@ -42,6 +42,21 @@ def recurrent(call: Call) -> Outcome:
     return [(Field(along(inner, len(call.shape) - 1, len(call.shape))),), *[(states,) for _ in starts]]
 
 
+@rule("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+def recurrent_cell(call: Call) -> Outcome:
+    """One step of such a layer."""
+    x, starts = call["input"], call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
+    cell = [weight for name in ("w_ih", "w_hh", "b_ih", "b_hh") if (weight := call[name]) is not None]
+    if any(_row(weight) is None for weight in cell) or len(x.shape) != 2:
+        return call.refuse(f"{call.node.target} with operands of this kind has no rule")
+    hold(call, x, frozenset({0}), "a batch that a recurrent cell runs on")
+    row = row_along(x.fields, 1)
+    states = Field(along(_cell(call, cell, None if row is None else row.labels.ravel()), 1, 2))
+    for start, node in zip(starts, _states(call.node), strict=True):
+        _start(call, start, node, states)
+    return (states,) if len(call.shapes) == 1 else [(states,) for _ in call.shapes]
+
+
 def _cells(call: Call) -> Iterator[Sequence[Operand]]:
     """The weights of each layer and direction: from the input, from the state, and their biases."""
     size = 4 if call["has_biases"] else 2

@@ -11,10 +11,12 @@ aten = torch.ops.aten
 
 
 @adjusts("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
+@adjusts("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
 def states(site: Site) -> None:
     """Zeros for each unit that stays; states that another layer makes are as wide already."""
-    fact = site.old.meta["fact"][1]
-    width = site.cut.shape(site.cut.solution.walk.fields[site.old][1], fact.shape)[-1]
+    facts, fields = site.old.meta["fact"], site.cut.solution.walk.fields[site.old]
+    fact, own = (facts[1], fields[1]) if isinstance(facts, list) else (facts, fields)
+    width = site.cut.shape(own, fact.shape)[-1]
     place, last = site.names.index("hx"), len(fact.shape) - 1
 
     def narrowed(old: fx.Node, new: fx.Node) -> fx.Node:

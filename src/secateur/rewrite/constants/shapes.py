@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secateur.groups.fields import row_along
 from secateur.rewrite.constants.registry import Site, adjusts
 
 
@@ -61,10 +62,9 @@ def convolution(site: Site) -> None:
 def _living_groups(site: Site, name: str) -> None:
     fields, _ = site.source("input")
     groups = site.get(name)
-    for field in fields:
-        if field.dims == {1} and not field.block:
-            groups = site.cut.living_rows(field.labels.ravel(), groups)
-            break
+    field = row_along(fields, 1)
+    if field is not None:
+        groups = site.cut.living_rows(field.labels.ravel(), groups)
     site.set(name, groups)
 
 

@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from secateur.allocate import GlobalRank, Isomorphic, Options, Slamp, Uniform
+from secateur.capture.onnx import load_onnx
 from secateur.decompose import CP, SVD, ByEnergy, ByRatio, ByVBMF, SpatialSVD, Tucker
 from secateur.errors import (
     CaptureError,
@@ -82,6 +83,7 @@ __all__ = [
     "apply",
     "compress",
     "load",
+    "load_onnx",
     "reestimate_batch_norm",
     "study",
 ]

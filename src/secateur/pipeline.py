@@ -84,6 +84,7 @@ def apply(
         stages=done.stages,
         factorized=done.factorized,
         notes=(*plan.settings.get("notes", ()), *_other_data(plan, held), *done.notes),
+        file_names=getattr(found.model, "file_names", None),
     )
 
 

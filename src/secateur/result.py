@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from secateur.capture.onnx import FileNames
 from secateur.export import save_directory
+from secateur.export.onnx import PortNames
 from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
@@ -44,6 +46,9 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Figures of the task, by name (``accuracy before`` and the like), where they were taken."""
 
+    file_names: FileNames | None = None
+    """What the ONNX file that the dense model was read from calls its inputs and outputs."""
+
     @property
     def attributes(self) -> Mapping[str, Mapping[str, Any]]:
         """Attributes of the user's class that follow the new sizes, by module path."""
@@ -59,7 +64,11 @@ class Result:
             command: how this came about, for the report.
         """
         reports = {"report.html": html_report(self, command=command), "report.json": json_report(self, command=command)}
-        return save_directory(self, Path(path), reports=reports, force=force, onnx=onnx)
+        return save_directory(self, Path(path), reports=reports, force=force, onnx=onnx, names=self._port_names())
+
+    def _port_names(self) -> PortNames | None:
+        names = self.file_names
+        return None if names is None else PortNames(names.in_order(self.args, self.kwargs), names.outputs)
 
     def __str__(self) -> str:
         parameters = (

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from safetensors.torch import save_file
 from torch import nn
 from torch.export import ExportedProgram
 
 from capture.models import ConvNet, Tied
+from capture.onnx.files import write
 from secateur.capture import load_inputs, load_model, parse_input
-from secateur.errors import FileError, MissingExtraError, ModelError, UsageError
+from secateur.capture.onnx import OnnxModel
+from secateur.errors import CaptureError, FileError, MissingExtraError, ModelError, UsageError
+
+WEIGHT = {"w": np.ones((3, 4), np.float32)}
 
 
 def test_factories_are_found_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +105,15 @@ def test_pickles_need_trust(tmp_path: Path) -> None:
         load_model(str(path), trust_pickle=True)
 
 
-def test_onnx_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"")
-    with pytest.raises(UsageError, match="ONNX models cannot be read yet"):
-        load_model(str(tmp_path / "m.onnx"))
+def test_onnx_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": np.ones((2, 3), np.float32)}, ["y"], WEIGHT)
+    model = load_model(str(path), inputs={"x": torch.ones(2, 3)})
+    assert isinstance(model, OnnxModel)
+    torch.testing.assert_close(model(torch.ones(2, 3)), torch.full((2, 4), 3.0))
+    with pytest.raises(CaptureError, match="on the given inputs"):
+        load_model(str(path), inputs={"x": torch.ones(2, 5)})
+    with pytest.raises(UsageError, match="--weights"):
+        load_model(str(path), weights=path)
 
 
 @pytest.mark.parametrize("nesting", [None, "state_dict", "model"])

@@ -16,22 +16,24 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secateur.capture.leaves import Leaves
+from secateur.capture.onnx import load_onnx
 from secateur.errors import FileError, MissingExtraError, ModelError, UsageError
 
-FORMS = "a .pt2 file, torchvision:NAME, timm:NAME, hf:CONFIG_OR_PATH or package.module:factory"
+FORMS = "a .pt2 or .onnx file, torchvision:NAME, timm:NAME, hf:CONFIG_OR_PATH or package.module:factory"
 
 
-def load_model(spec: str, *, weights: Path | None = None, trust_pickle: bool = False) -> nn.Module | ExportedProgram:
+def load_model(spec: str, *, weights: Path | None = None, trust_pickle: bool = False, inputs: Any = None) -> nn.Module | ExportedProgram:
     """Return the model that ``spec`` names, with ``weights`` (``.safetensors``, or a state_dict as ``.pt`` or ``.pth``) loaded.
 
-    ``spec`` is a ``.pt2`` file, ``torchvision:NAME``, ``timm:NAME``, ``hf:CONFIG_OR_PATH`` or ``package.module:factory``; a pickled
-    ``.pt`` runs code of whoever wrote it and is opened with ``trust_pickle`` only.
+    ``spec`` is a ``.pt2`` or ``.onnx`` file, ``torchvision:NAME``, ``timm:NAME``, ``hf:CONFIG_OR_PATH`` or ``package.module:factory``;
+    a pickled ``.pt`` runs code of whoever wrote it and is opened with ``trust_pickle`` only. An ONNX file is compared with ONNX
+    Runtime on ``inputs``, or on random ones.
     """
     suffix = Path(spec).suffix.lower()
     if suffix in _FILES:
-        if weights is not None and suffix == ".pt2":
+        if weights is not None and suffix in (".pt2", ".onnx"):
             raise UsageError(f"{spec} holds its own weights; --weights belongs to a model that is built from code.")
-        model = _FILES[suffix](_existing(Path(spec)), trust_pickle)
+        model = _FILES[suffix](_existing(Path(spec)), trust_pickle, inputs)
     else:
         model = _built(spec)
     if weights is not None and isinstance(model, nn.Module):
@@ -99,14 +101,14 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _open_exported(path: Path, trust_pickle: bool) -> ExportedProgram:
+def _open_exported(path: Path, trust_pickle: bool, inputs: Any) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:
         raise FileError(f"{path} cannot be read as an exported program: {error}") from error
 
 
-def _open_pickle(path: Path, trust_pickle: bool) -> nn.Module:
+def _open_pickle(path: Path, trust_pickle: bool, inputs: Any) -> nn.Module:
     if not trust_pickle:
         raise UsageError(
             f"{path} is a pickle, which runs code of whoever wrote it. Save the model with torch.export.save as .pt2, "
@@ -121,15 +123,15 @@ def _open_pickle(path: Path, trust_pickle: bool) -> nn.Module:
     return model
 
 
-def _refuse_onnx(path: Path, trust_pickle: bool) -> nn.Module:
-    raise UsageError(f"{path}: ONNX models cannot be read yet. Give the PyTorch model instead: {FORMS}.")
+def _open_onnx(path: Path, trust_pickle: bool, inputs: Any) -> nn.Module:
+    return load_onnx(path, inputs=inputs)
 
 
-_FILES: Mapping[str, Callable[[Path, bool], nn.Module | ExportedProgram]] = {
+_FILES: Mapping[str, Callable[[Path, bool, Any], nn.Module | ExportedProgram]] = {
     ".pt2": _open_exported,
     ".pt": _open_pickle,
     ".pth": _open_pickle,
-    ".onnx": _refuse_onnx,
+    ".onnx": _open_onnx,
 }
 
 

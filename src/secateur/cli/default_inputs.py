@@ -7,10 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secateur.capture import parse_input
+from secateur.capture.onnx import OnnxModel
 from secateur.errors import UsageError
 
 USUAL_SIZE = 224
@@ -20,12 +21,21 @@ def default_inputs(spec: str, model: nn.Module | ExportedProgram, *, seed: int =
     """The inputs that a model is made for, where that is known; else an error that says what to give."""
     if isinstance(model, ExportedProgram):
         return ()
+    if isinstance(model, OnnxModel):
+        return _of_file(spec, model, seed)
     source, _, name = spec.partition(":")
     found = _SOURCES[source](name, model) if source in _SOURCES else None
     if found is None:
         raise UsageError(f"There is no default input for {spec}. Give {_wanted(model)}.")
     image = parse_input(found, seed=seed)
     return ([image],) if image.ndim == 3 else image
+
+
+def _of_file(spec: str, model: OnnxModel, seed: int) -> tuple[Tensor, ...]:
+    if any(port.open for port in model.ports):
+        options = " ".join(f"--input {port.example()}" for port in model.ports)
+        raise UsageError(f"{spec} leaves sizes open: {'; '.join(map(str, model.ports))}. Give them, as in {options}; or --inputs FILE.npz.")
+    return model.examples(seed=seed)
 
 
 def _torchvision(name: str, model: nn.Module) -> str | None:

@@ -39,20 +39,22 @@ class Inputs:
 
     def opened(self, spec: str, inputs: Any = None) -> Opened:
         """The model that ``spec`` names, with its example inputs unless they are known."""
+        given = self._inputs() if inputs is None else inputs
         torch.manual_seed(self.seed)
         with working(f"Building {spec}"):
-            model = load_model(spec, weights=self.weights, trust_pickle=self.trust_pickle)
+            model = load_model(spec, weights=self.weights, trust_pickle=self.trust_pickle, inputs=given)
         if isinstance(model, nn.Module):
             model.eval()
-        return Opened(model, self._inputs(spec, model) if inputs is None else inputs, self._told(spec))
+        return Opened(model, default_inputs(spec, model, seed=self.seed) if given is None else given, self._told(spec))
 
-    def _inputs(self, spec: str, model: nn.Module | ExportedProgram) -> Any:
+    def _inputs(self) -> Any:
+        """The inputs that the options give, if they do."""
         if self.input and self.inputs:
             raise typer.BadParameter("Give --input or --inputs, not both.")
         if self.inputs:
             return load_inputs(self.inputs)
         if not self.input:
-            return default_inputs(spec, model, seed=self.seed)
+            return None
         args: list[Tensor] = []
         kwargs: dict[str, Tensor] = {}
         for number, text in enumerate(self.input):
@@ -74,7 +76,7 @@ class Source(Inputs):
     """Model and inputs."""
 
     model: str = field(metadata=argument("MODEL"))
-    """A .pt2 file, torchvision:NAME, timm:NAME, hf:CONFIG_OR_PATH, or package.module:factory."""
+    """A .pt2 or .onnx file, torchvision:NAME, timm:NAME, hf:CONFIG_OR_PATH, or package.module:factory."""
 
     def open(self) -> Opened:
         """The model with its example inputs."""

@@ -19,7 +19,7 @@ from secateur.capture.leaves import Leaves
 from secateur.capture.trees import input_names
 from secateur.errors import CaptureError, FileError, PlanError
 from secateur.export.inputs import read_inputs, write_inputs
-from secateur.export.onnx import can_export, write_onnx
+from secateur.export.onnx import PortNames, can_export, write_onnx
 from secateur.export.pt2 import Exported, export_program, write_program
 from secateur.export.saved import Saved
 from secateur.export.tensors import write_weights
@@ -61,7 +61,13 @@ class Directory:
 
 
 def save_directory(
-    result: Saved, path: Path, *, reports: Mapping[str, str] | None = None, force: bool = False, onnx: bool | None = None
+    result: Saved,
+    path: Path,
+    *,
+    reports: Mapping[str, str] | None = None,
+    force: bool = False,
+    onnx: bool | None = None,
+    names: PortNames | None = None,
 ) -> Path:
     """Write a result into a directory that is there whole or, after any failure, not at all.
 
@@ -72,6 +78,7 @@ def save_directory(
         reports: text files to write beside, by name.
         force: replace a directory that an earlier save wrote.
         onnx: write ``model.onnx``; by default where the packages for it are installed.
+        names: what ``model.onnx`` is to call its inputs and outputs; by default after the parameters of forward.
 
     Raises:
         FileError: the path is taken, or cannot be written.
@@ -84,7 +91,7 @@ def save_directory(
         _note(left_out, INPUTS, write_inputs(result.args, result.kwargs, fresh / INPUTS))
         exported = _write_program(result, fresh / PROGRAM, left_out)
         if wanted:
-            reason = left_out[PROGRAM] if exported is None else write_onnx(exported, fresh / ONNX)
+            reason = left_out[PROGRAM] if exported is None else write_onnx(exported, fresh / ONNX, names=names)
             _note(left_out, ONNX, reason)
         elif onnx is None:
             left_out[ONNX] = "the extra 'onnx' is not installed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.capture.export import tensor_inputs
-from secateur.errors import CaptureError, FileError, MissingExtraError
+from secateur.capture.onnx import Session, compare
+from secateur.errors import FileError, MissingExtraError
 from secateur.export.canonical import canonical_program
 from secateur.export.pt2 import Exported, first_line, quietly
 from secateur.rewrite import random_like
 
-TOLERANCE = 1e-4
-"""Largest difference between ONNX Runtime and PyTorch, relative to the scale of an output."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -34,12 +32,20 @@ def can_export(*, required: bool) -> bool:
     return missing is None
 
 
-def write_onnx(exported: Exported, path: Path, *, seed: int = 0) -> str | None:
+@dataclass(frozen=True)
+class PortNames:
+    """What a file is to call its inputs and outputs, in order."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def write_onnx(exported: Exported, path: Path, *, names: PortNames | None = None, seed: int = 0) -> str | None:
     """Write an ONNX file that agrees with PyTorch on fresh inputs of all sizes tried; returns why not if there is none.
 
     If the exporter fails on the program as it is, or the file disagrees, the program goes in once more in canonical form.
     """
-    case = _Case.of(exported, seed)
+    case = _Case.of(exported, names, seed)
     reasons = []
     for what, form in _forms(exported, case):
         try:
@@ -73,19 +79,20 @@ class _Case:
     """Whether all that the program returns are tensors."""
 
     @classmethod
-    def of(cls, exported: Exported, seed: int) -> _Case:
+    def of(cls, exported: Exported, names: PortNames | None, seed: int) -> _Case:
         module = exported.program.module()
         inputs = [random_like(flat, seed + number) for number, flat in enumerate(exported.inputs)]
         with torch.no_grad():
             calls = [pytree.tree_unflatten(flat, exported.program.call_spec.in_spec) for flat in inputs]
             returned = [pytree.tree_leaves_with_path(module(*args, **kwargs)) for args, kwargs in calls]
-        names = [_name(path) for path, leaf in returned[0] if isinstance(leaf, Tensor)]
+        given, results = tensor_inputs(exported.program), [_name(path) for path, leaf in returned[0] if isinstance(leaf, Tensor)]
+        fitting = names is not None and (len(names.inputs), len(names.outputs)) == (len(given), len(results))
         return cls(
             tuple([x for x in flat if isinstance(x, Tensor)] for flat in inputs),
             tuple([leaf for _, leaf in each if isinstance(leaf, Tensor)] for each in returned),
-            tensor_inputs(exported.program),
-            names,
-            len(names) == len(returned[0]),
+            list(names.inputs) if names is not None and fitting else given,
+            list(names.outputs) if names is not None and fitting else results,
+            len(results) == len(returned[0]),
         )
 
 
@@ -108,32 +115,8 @@ def _convert(program: ExportedProgram, path: Path, case: _Case) -> None:
 
 def _check(path: Path, case: _Case) -> None:
     """Raise unless ONNX Runtime gives what PyTorch gave."""
-    session = _session(path)
-    names = [value.name for value in session.get_inputs()]
+    session = Session(path)
     for flat, expected in zip(case.inputs, case.outputs, strict=True):
-        feeds = dict(zip(case.input_names, (x.cpu().numpy() for x in flat), strict=True))
-        found = session.run(None, {name: feeds[name] for name in names})
+        found = session(dict(zip(case.input_names, flat, strict=True)))
         for name, ours, theirs in zip(case.output_names, found, expected, strict=True):
-            _compare(name, torch.from_numpy(ours), theirs.cpu())
-
-
-def _session(path: Path) -> Any:
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _compare(name: str, found: Tensor, expected: Tensor) -> None:
-    if found.shape != expected.shape:
-        raise CaptureError(f"ONNX Runtime returns {name} of shape {tuple(found.shape)}, PyTorch of shape {tuple(expected.shape)}")
-    if not expected.is_floating_point():
-        same, tolerance = torch.equal(found, expected), 0.0
-    else:
-        finite = expected[torch.isfinite(expected)]
-        scale = float(finite.abs().max()) if finite.numel() else 1.0
-        tolerance = max(TOLERANCE, 16 * torch.finfo(expected.dtype).eps)
-        same = torch.allclose(found.double(), expected.double(), rtol=0.0, atol=tolerance * scale, equal_nan=True)
-    if not same:
-        raise CaptureError(f"ONNX Runtime's {name} differs from PyTorch's by more than {tolerance:.0e} of its scale")
+            compare(name, ours, theirs.cpu())

@@ -27,6 +27,7 @@ from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.untouched import untouched
 from secateur.capture.verify import check_equal
 from secateur.errors import CaptureError, FileError
+from secateur.export.states import starts_from_inputs
 
 Sizes = Sequence[Mapping[int, Any]]
 
@@ -96,15 +97,16 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     flat, spec = flatten_inputs(args, kwargs)
     example = _Example(model, flat, spec)
     run = FlatModel(model, flat, spec)
-    places, witnesses = open_sizes(run, tensors_of(flat))
+    fixed = starts_from_inputs(model)
+    places, witnesses = ([], []) if fixed else open_sizes(run, tensors_of(flat))
     opaque = example.opaque()
     notes = [f"model.pt2 returns the tensors of {kind} in a tuple, where the model returns the object" for kind in opaque]
     exporting = _Opened(model) if opaque else model
     failures: list[str] = []
-    for what, tensors, sizes in _attempts(run, tensors_of(flat), places):
+    for what, tensors, sizes in _attempts(run, tensors_of(flat), places, fixed=fixed):
         try:
             program = _traced(exporting, example, tensors, sizes)
-            others = [_one_more(tensors_of(flat)), *witnesses]
+            others = [] if fixed else [_one_more(tensors_of(flat)), *witnesses]
             checked = _checked(program, example, [example.with_tensors(each) for each in others])
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             failures.append(f"torch.export with {what}: {first_line(error)}")
@@ -187,9 +189,11 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _attempts(run: FlatModel, tensors: list[Tensor], places: Sequence[tuple[int, int]]) -> Iterator[tuple[str, list[Tensor], Sizes]]:
+def _attempts(
+    run: FlatModel, tensors: list[Tensor], places: Sequence[tuple[int, int]], *, fixed: bool
+) -> Iterator[tuple[str, list[Tensor], Sizes]]:
     """Ways of exporting, the freest first. A size of 1 counts as a constant, so single examples go in twice where the model runs so."""
-    ranked = [tensor for tensor in tensors if tensor.dim()]
+    ranked = [tensor for tensor in tensors if tensor.dim() and not fixed]
     doubled = _doubled(run, tensors) if ranked and all(tensor.shape[0] == 1 for tensor in ranked) else None
     if ranked and places:
         yield "batch and input sizes open", doubled or tensors, _sizes(doubled or tensors, places)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from networks import attention as at
 from networks import convolutional as cv
 from networks import recurrent as rc
+from networks import scattering as sc
 from networks import whole as wh
 from secateur.study import Study, study
 
@@ -140,6 +141,7 @@ CASES = [
     Case("translation", rc.Translation, VECTORS),
     Case("steps_with_memory", rc.LongSteps, VECTORS),
     Case("steps", rc.ShortSteps, VECTORS),
+    Case("tokens", sc.Tokens, TOKENS),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
     Case("rolled", wh.Rolled, VECTORS, whole="roll"),
 ]

@@ -57,6 +57,18 @@ def cleared(a: Tensor, b: Tensor) -> Tensor:
     return a + b
 
 
+ENDS = torch.tensor([2, 0, 2, 1])
+
+
+def edges(a: Tensor, b: Tensor) -> Tensor:
+    """Attention over the edges of a graph: each node weighs by head what comes in."""
+    a, b, ends = a[0].unflatten(-1, (2, 4)), b[0].unflatten(-1, (2, 4)), ENDS[:, None]
+    weight = (a * b).sum(-1).exp()
+    total = weight.new_zeros(4, 2).scatter_add(0, ends.expand(-1, 2), weight)
+    sent = a * (weight / total[ENDS])[..., None]
+    return sent.new_zeros(4, 2, 4).scatter_add(0, ends[..., None].expand(-1, 2, 4), sent).flatten(1)
+
+
 PASSED = {
     "normalize": lambda a, b: F.normalize(a, dim=-1) + b,
     "linalg norm": lambda a, b: a / torch.linalg.norm(a, dim=-1, keepdim=True) + b,
@@ -85,6 +97,9 @@ PASSED = {
     "written by number": writing,
     "written at the front": lambda a, b: a.index_put((torch.tensor([1, 0]),), b[:, :1]) * 2,
     "written by a mask": masked,
+    "scattered": lambda a, b: a.new_zeros(2, 3, 8).scatter_add(1, ENDS[None, :, None].expand(2, -1, 8), a).relu() * b[:, :3],
+    "scattered over others": lambda a, b: b.scatter_reduce(1, ENDS[None, :, None].repeat(2, 1, 8), a, "amax", include_self=False),
+    "scattered heads": edges,
     "fourier": lambda a, b: torch.fft.irfft(torch.fft.rfft(a, dim=1), n=4, dim=1) + torch.fft.fft2(b, dim=(0, 1)).real,
     "complex": rotated,
     "complex parts": lambda a, b: torch.complex(a, b).abs() + torch.polar(a.exp(), b).imag,

@@ -78,15 +78,6 @@ def _relaid(fields: Fields, rank: int, dims: list[int], width: int) -> Fields:
     return tuple(out)
 
 
-@rule("aten.gather", "aten.take_along_dim")
-def gather(call: Call) -> Outcome:
-    """Positions by a tensor of numbers: everything that is picked from stays."""
-    x = call["self"]
-    for operand in call.operands()[1:]:
-        call.ledger.freeze_fields(operand.fields, "numbers to gather by")
-    return hold(call, x, frozenset(range(len(x.shape))), "is gathered position by position")
-
-
 @rule("aten.index_add", "aten.index_copy", "aten.index_reduce")
 def index_add(call: Call) -> Outcome:
     """Slices are written to places by number, so these stay; along the other dimensions labels meet."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate import Allocator, Leave, Options
-from secateur.measure import compare_latency, measure
+from secateur.measure import compare_latency, measure, slower_than_dense
 from secateur.plan import Plan
 from secateur.recover import Recovery, Standard, reestimate_batch_norm
 from secateur.result import Result
@@ -119,7 +119,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     With ``decompose`` layers are factorized, after channels have been cut where a ratio is given too; the target is then one for the ranks.
 
     Args:
-        target: what may remain of MACs or parameters; half of the MACs if neither it, nor a ratio, nor a rank is given.
+        target: what may remain of MACs, parameters or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.
         decompose: factorize layers, at its ranks or at those that the target finds.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
             layers are refitted, and criteria that look at activations can be used.
@@ -148,7 +148,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     result = recovered(result, found, recover, held)
     if latency:
         timed = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
-        result = replace(result, latency=timed, notes=(*result.notes, *_slower(timed)))
+        result = replace(result, latency=timed, notes=(*result.notes, *slower_than_dense(timed)))
     return result
 
 
@@ -166,8 +166,3 @@ def _decomposed(start: Study, wish: Decompose, target: Target | None, exclude: S
     settings = {f.name: getattr(wish, f.name) for f in fields(wish)}
     within = target or (HALF if wish.rank is None else None)
     return start.plan_decomposition(**settings, target=within, exclude=exclude, data=data)
-
-
-def _slower(timed: Mapping[str, Any]) -> tuple[str, ...]:
-    dense, small = timed["dense"].median_ms, timed["compressed"].median_ms
-    return (f"the compressed model measured slower than the dense one: {small:.2f} ms against {dense:.2f} ms",) if small > dense else ()

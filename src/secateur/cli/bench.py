@@ -21,7 +21,7 @@ from secateur.errors import CaptureError
 from secateur.export import load, read_directory
 from secateur.export.onnx import PACKAGES, write_onnx
 from secateur.export.pt2 import export_program
-from secateur.measure import Latency, Measurement, measure, onnx_latency
+from secateur.measure import Latency, Measurement, measure, onnx_latency, slower_than_dense
 from secateur.report.numbers import milliseconds, percent, short
 from secateur.study import Study
 
@@ -54,13 +54,14 @@ def bench(source: Remembered, timing: Timing, runtimes: Runtimes) -> Answer:
     sizes = {"dense": measure(found.capture), "compressed": measure(capture(small, args, kwargs))}
     eager = timing({"dense": found.model, "compressed": small}, args, kwargs)
     exported, note = ({}, "") if runtimes.eager_only else _in_onnx_runtime(found, source.directory / "model.onnx", timing)
+    notes = [*([note] if note else []), *slower_than_dense(eager)]
     latency = {"eager": eager, "onnxruntime": exported}
     data = {
         **{name: size.to_json() for name, size in sizes.items()},
         "latency": {runtime: {name: one.to_json() for name, one in timed.items()} for runtime, timed in latency.items()},
-        "notes": [note] if note else [],
+        "notes": notes,
     }
-    return Answer([_table(sizes, latency), *_conditions(latency), *([Text(f"note: {note}", style="yellow")] if note else [])], data)
+    return Answer([_table(sizes, latency), *_conditions(latency), *(Text(f"note: {each}", style="yellow") for each in notes)], data)
 
 
 def _in_onnx_runtime(found: Study, small: Path, timing: Timing) -> tuple[Timed, str]:

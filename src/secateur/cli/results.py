@@ -13,7 +13,7 @@ from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Destination, command_line
 from secateur.cli.progress import working
-from secateur.measure import Latency, compare_latency
+from secateur.measure import Latency, compare_latency, slower_than_dense
 from secateur.pipeline import apply
 from secateur.plan import Plan
 from secateur.report import console_report, json_report
@@ -56,7 +56,7 @@ class Cutting:
         if not self.latency:
             return result
         timed = timing({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
-        return replace(result, latency=timed)
+        return replace(result, latency=timed, notes=(*result.notes, *slower_than_dense(timed)))
 
 
 def saved(result: Result, destination: Destination) -> Answer:

@@ -46,6 +46,8 @@ class Selection:
     """The fraction of the MACs that may remain; the ratio is found."""
     target_params: float | None = None
     """The fraction of the parameters that may remain; the ratio is found."""
+    target_latency: float | None = None
+    """The fraction of the latency that may remain; the ratio is found by timing smaller models in turns with the dense one."""
     exclude: tuple[str, ...] = field(default=(), metadata=option(metavar="NAME"))
     """A layer, or a glob, to leave as it is on both sides; may be repeated."""
 
@@ -57,14 +59,16 @@ class Selection:
     @property
     def target(self) -> Target | None:
         """What may remain, if that was given."""
-        if self.target_macs is None and self.target_params is None:
+        if self.target_macs is None and self.target_params is None and self.target_latency is None:
             return None
-        return Target(macs=self.target_macs, parameters=self.target_params)
+        return Target(macs=self.target_macs, parameters=self.target_params, latency=self.target_latency)
 
     def plan(self, found: Study, criterion: Scorer, allocator: Allocator, options: Options, calibration: Calibration) -> Plan:
         """Decide, on a study of the model."""
         if self.is_empty:
-            raise typer.BadParameter("Say what goes: --ratio, --ratios, --indices, --heads, --target-macs or --target-params.")
+            raise typer.BadParameter(
+                "Say what goes: --ratio, --ratios, --indices, --heads, --target-macs, --target-params or --target-latency."
+            )
         if not any(layer.prunable for layer in found.layers):
             raise SelectionError(f"Nothing of this model can be pruned. {_reasons(found)}")
         scores = _scores(found, criterion, options, calibration)

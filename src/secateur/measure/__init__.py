@@ -2,7 +2,7 @@
 
 from secateur.measure.fidelity import Agreement, Fidelity, compare_outputs
 from secateur.measure.formulas import Call, Product, counts
-from secateur.measure.latency import Latency, compare_latency
+from secateur.measure.latency import Latency, compare_latency, slower_than_dense
 from secateur.measure.macs import MacCount, count_macs
 from secateur.measure.measurement import Measurement, measure
 from secateur.measure.memory import live_bytes, peak_activation_bytes, weight_bytes
@@ -24,5 +24,6 @@ __all__ = [
     "measure",
     "onnx_latency",
     "peak_activation_bytes",
+    "slower_than_dense",
     "weight_bytes",
 ]

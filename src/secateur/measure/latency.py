@@ -130,6 +130,14 @@ def summarize(seconds: list[float], *, warmup: int, runtime: str, device: str, t
     return Latency(median, lower, upper, min(seconds) * 1e3, len(seconds), warmup, runtime, device, threads, batch, dtype)
 
 
+def slower_than_dense(timed: Mapping[str, Latency]) -> tuple[str, ...]:
+    """A note where the model ``compressed`` measured slower than ``dense``; nothing where it did not."""
+    dense, small = timed["dense"].median_ms, timed["compressed"].median_ms
+    if small <= dense:
+        return ()
+    return (f"the compressed model measured slower than the dense one: {small:.3g} ms against {dense:.3g} ms",)
+
+
 def batch_of(inputs: Any) -> int | None:
     """Size of the first dimension of the first input tensor that has one."""
     return next((len(tensor) for tensor in _tensors(inputs) if tensor.dim()), None)

@@ -3,6 +3,7 @@
 from secateur.rewrite.apply import Rewritten, rewrite, rewrite_factorized
 from secateur.rewrite.compare import Trial
 from secateur.rewrite.cut import Cut
+from secateur.rewrite.draft import draft
 from secateur.rewrite.factorize import FactorizedLayer, factorize
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
@@ -20,6 +21,7 @@ __all__ = [
     "Rewritten",
     "Slices",
     "Trial",
+    "draft",
     "factorize",
     "offenders",
     "planned_graph",

@@ -27,7 +27,7 @@ from secateur.rewrite.cut import Cut
 from secateur.rewrite.factorize import Batches, FactorizedLayer, factorize
 from secateur.rewrite.follow import followed
 from secateur.rewrite.graph import rewrite_graph
-from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, shrink_module, tied_names
+from secateur.rewrite.module import candidate_attributes, layer_attributes, merged, shrink_module, tied_names
 from secateur.rewrite.nodes import first_difference
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
@@ -132,7 +132,7 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
     source = cut.solution.walk.capture
     program = rewrite_graph(cut)
     own = layer_attributes(source.model, cut, program)
-    more = _merged(candidate_attributes(source.model, cut, program), own)
+    more = merged(candidate_attributes(source.model, cut, program), own)
     failure: SecateurError | None = None
     for attributes in (more, own) if more != own else (own,):
         try:
@@ -158,10 +158,6 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
 def _normal_form(small: Capture) -> torch.fx.GraphModule:
     """The smaller program in the form in which the dense one was analysed."""
     return normalize(small).program
-
-
-def _merged(first: Attributes, second: Attributes) -> Attributes:
-    return {path: {**first.get(path, {}), **second.get(path, {})} for path in {**first, **second}}
 
 
 def _run(model: nn.Module | None, source: Capture) -> nn.Module:

@@ -17,10 +17,10 @@ from secateur.rewrite.slices import Slices
 
 
 @collector_paused()
-def rewrite_graph(cut: Cut) -> fx.GraphModule:
-    """A new flat graph of ATen calls that computes with the kept positions alone."""
+def rewrite_graph(cut: Cut, *, values: bool = True) -> fx.GraphModule:
+    """A new flat graph of ATen calls that computes with the kept positions alone; without ``values`` no parameter is copied."""
     capture = cut.solution.walk.capture
-    root, graph = _leaves(capture, Slices.of(cut)), fx.Graph()
+    root, graph = _leaves(capture, Slices.of(cut), values), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     numbers: dict[fx.Node, Any] = {}
     for node in capture.graph.nodes:
@@ -35,12 +35,14 @@ def rewrite_graph(cut: Cut) -> fx.GraphModule:
     return program
 
 
-def _leaves(capture: Capture, slices: Slices) -> nn.Module:
+def _leaves(capture: Capture, slices: Slices, values: bool) -> nn.Module:
     """Every tensor that the graph reads, cut down, under its own name."""
     root = nn.Module()
     for node in capture.graph.nodes:
         if node.op == "get_attr":
-            put(root, str(node.target), smaller(capture.leaf(str(node.target)), str(node.target), slices))
+            leaf = capture.leaf(str(node.target))
+            tensor = leaf if values or not isinstance(leaf, nn.Parameter) else nn.Parameter(leaf.to("meta"), leaf.requires_grad)
+            put(root, str(node.target), smaller(tensor, str(node.target), slices))
     return root
 
 

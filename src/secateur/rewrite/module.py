@@ -42,6 +42,11 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
             setattr(module, name, tuple(value) if isinstance(getattr(module, name, None), tuple) else value)
 
 
+def merged(first: Attributes, second: Attributes) -> Attributes:
+    """All attributes of both; where both have one, that of the second."""
+    return {path: {**first.get(path, {}), **second.get(path, {})} for path in {**first, **second}}
+
+
 def layer_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> Attributes:
     """Widths, groups and normalised shapes of torch's own layers, as the new shapes and the rewritten graph have them."""
     slices, capture = Slices.of(cut), cut.solution.walk.capture

@@ -5,21 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from secateur.capture.capture import Fact
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import rewrite_graph
 
 
-def planned_graph(cut: Cut, program: fx.GraphModule | None = None) -> fx.GraphModule:
-    """The rewritten graph, each node with the shape that it will have."""
-    program = program or rewrite_graph(cut)
+def planned_graph(cut: Cut, program: fx.GraphModule | None = None, *, values: bool = True) -> fx.GraphModule:
+    """The rewritten graph, each node with the shape that it will have; without ``values`` its parameters have shapes alone."""
+    program = program or rewrite_graph(cut, values=values)
     for node in program.graph.nodes:
         origin = node.meta.get("origin")
-        if origin is not None:
+        if node.op == "get_attr":
+            node.meta["fact"] = replace(origin.meta["fact"], shape=tuple(_leaf(program, str(node.target)).shape))
+        elif origin is not None:
             node.meta["fact"] = _new_fact(cut, origin)
     return program
+
+
+def _leaf(program: fx.GraphModule, name: str) -> Tensor:
+    """A tensor as it was cut: of a grouped weight each row keeps inputs of its own, which its labels do not count."""
+    owner, _, last = name.rpartition(".")
+    tensor = getattr(program.get_submodule(owner), last)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def _new_fact(cut: Cut, node: fx.Node) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +31,7 @@ from secateur.score.batches import Data
 from secateur.study.calibration import Calibration, calibration
 from secateur.study.decomposition import USUAL, Budget, Decompose, RankChoice, choose_factors
 from secateur.study.stages import stages
-from secateur.target import Target, reach
+from secateur.target import Candidates, Target, reach
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Study:
             ratios: fractions by layer name or glob.
             indices: channels to remove, by layer name.
             heads: the fraction of whole heads and groups that goes.
-            target: what may remain of MACs or parameters; the ratio is found.
+            target: what may remain of MACs, parameters or measured latency; the ratio is found.
             exclude: layers to leave alone on both sides: names, globs, types or predicates.
 
         Example:
@@ -155,7 +155,12 @@ class Study:
             )
             return self._legal(allocation, tuple(indices or ()))
 
-        allocation = reach(self._within(target), choose, self.cut_of, self.macs, ratio) if target else choose(ratio)
+        if target is None:
+            allocation = choose(ratio)
+        else:
+            legal = partial(self._legal, asked=tuple(indices or ()))
+            candidates = Candidates(choose, legal, self.cut_of, frozenset(g.name for g in self.groups if g.kind == "blocks"))
+            allocation = reach(self._within(target), candidates, self.macs, ratio=ratio)
         settings = _settings(criterion, allocator, options, (*settling, *allocation.notes), ratio, target)
         return self._planned(allocation.edits(self.groups), settings)
 
@@ -201,6 +206,10 @@ class Study:
             >>> sc.study(model, torch.randn(1, 3, 8, 8)).plan_decomposition(sc.Tucker(), rank={"2": (8, 8)}).factorizations[0].rank
             (8, 8)
         """
+        if target is not None and target.quantity == "latency":
+            raise SelectionError(
+                "Ranks are found for a target of MACs or parameters. Give one of these, and see the latency in the result."
+            )
         held = calibration(self.capture, data, samples)
         wish = Decompose(method, rank, fit, correct_bias, round_to, accept_dearer)
         budget = None if target is None else Budget.of_target(target, self._within(target), self.macs.total, self.parameters)
@@ -221,6 +230,8 @@ class Study:
         """A target for the dense model as one for what the plan before left of it."""
         if self.start is None:
             return target
+        if target.quantity == "latency":
+            raise SelectionError("A target of latency is measured beside the dense model. Give it to a study of that, before other edits.")
         dense, own = (self.start.macs, self.macs.total) if target.macs is not None else (self.start.parameters, self.parameters)
         fraction = target.fraction * dense / max(own, 1)
         if fraction >= 1:

@@ -1,0 +1,70 @@
+"""The smaller model without its proof, for cuts that are timed or tried and mostly thrown away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.capture.trees import copied
+from secateur.errors import SecateurError
+from secateur.rewrite.cut import Cut
+from secateur.rewrite.graph import rewrite_graph
+from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, merged, shrink_module
+from secateur.rewrite.raising import raise_layers
+
+CLOSE = 1e-2
+"""How far apart, relative to the outputs' scale, two drafts of one cut may be: rounding is far below, a wrong attribute far above."""
+
+
+def draft(cut: Cut) -> nn.Module:
+    """The smaller model of a cut, unproven: the user's class where it runs and agrees with the graph, otherwise the graph.
+
+    It serves inputs of the shapes that the model was captured with.
+    """
+    source = cut.solution.walk.capture
+    program = rewrite_graph(cut)
+    own = layer_attributes(source.model, cut, program)
+    more = merged(candidate_attributes(source.model, cut, program), own)
+    graph = raise_layers(program, source)
+    expected = _outputs(graph, source.args, dict(source.kwargs))
+    for model in _in_class(source.model, cut, (more, own)):
+        try:
+            found = _outputs(model, source.args, dict(source.kwargs))
+        except (SecateurError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError):
+            continue
+        if _agree(expected, found):
+            return model
+    return graph
+
+
+def _in_class(model: nn.Module, cut: Cut, attributes: tuple[Attributes, ...]) -> Iterator[nn.Module]:
+    for values in attributes:
+        small = shrink_module(model, cut, values)
+        if small is not None:
+            yield small
+
+
+def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    before = [module for module in model.modules() if module.training]
+    args, kwargs = copied((args, kwargs))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = model.eval()(*args, **kwargs)
+    finally:
+        for module in before:
+            module.training = True
+    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _agree(expected: list[Tensor], found: list[Tensor]) -> bool:
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return False
+    return all(
+        float((a.double() - b.double()).abs().max()) <= CLOSE * float(a.double().abs().max())
+        for a, b in zip(expected, found, strict=True)
+        if a.numel()
+    )

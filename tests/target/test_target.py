@@ -1,0 +1,163 @@
+"""A target is met, closely, and latency is measured on a clock of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cases import CASES, studied
+from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Options
+from secateur.errors import SelectionError
+from secateur.measure import Latency
+from secateur.pipeline import apply
+from secateur.score import Random
+from secateur.study import Study, study
+from secateur.target import Candidates, Stopwatch, Target, reach, remaining
+
+BY_NAME = {case.name: case for case in CASES}
+
+
+def deep(width: int = 16, depth: int = 10) -> Study:
+    """Many layers of one width: at one ratio for all, each step takes a channel from every one of them."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(depth) for layer in (nn.Conv2d(width, width, 3, padding=1), nn.ReLU())]
+    return study(nn.Sequential(nn.Conv2d(3, width, 3), *layers, nn.Conv2d(width, 4, 1)).eval(), torch.randn(1, 3, 10, 10))
+
+
+@pytest.mark.parametrize("given", [{}, {"macs": 0.5, "latency": 0.5}, {"macs": 0.0}, {"parameters": 1.0}, {"latency": -0.5}])
+def test_a_target_is_one_fraction(given: dict[str, float]) -> None:
+    with pytest.raises(SelectionError, match="one of macs, parameters and latency"):
+        Target(**given)
+
+
+def test_a_target_says_what_it_is_of() -> None:
+    assert (repr(Target(latency=0.25)), Target(latency=0.25).quantity, Target(latency=0.25).fraction) == (
+        "Target(latency=0.25)",
+        "latency",
+        0.25,
+    )
+
+
+@pytest.mark.parametrize("allocator", [None, GlobalRank(), Isomorphic()], ids=str)
+@pytest.mark.parametrize("target", [Target(macs=0.3), Target(macs=0.75), Target(parameters=0.5)], ids=repr)
+def test_a_counted_target_is_met_within_one_percent(target: Target, allocator: Allocator | None) -> None:
+    found = deep()
+    left = remaining(target, found.cut(found.plan(target=target, allocator=allocator)), found.macs)
+    assert target.fraction - 0.01 <= left <= target.fraction
+
+
+def test_a_larger_budget_never_leaves_less() -> None:
+    found = deep(depth=4)
+    left = [remaining(t, found.cut(found.plan(target=t)), found.macs) for t in (Target(macs=tenths / 10) for tenths in range(2, 9))]
+    assert left == sorted(left)
+
+
+@pytest.mark.parametrize("name", ["residual", "fused_qkv", "grouped"])
+def test_what_is_counted_is_what_the_smaller_model_has(name: str) -> None:
+    found = studied(BY_NAME[name])
+    plan = found.plan(Random(), ratio=0.5)
+    after = apply(found, plan).after
+    assert remaining(Target(macs=0.5), found.cut(plan), found.macs) * found.macs.total == pytest.approx(after.macs)
+    assert remaining(Target(parameters=0.5), found.cut(plan), found.macs) * found.parameters == pytest.approx(after.parameters)
+
+
+def test_whole_heads_and_what_is_inside_them_are_not_mixed() -> None:
+    found = studied(BY_NAME["fused_qkv"])
+    plan = found.plan(target=Target(macs=0.6), options=Options(reshape_channel_axis=0))
+    assert any(edit.kind == "blocks" for edit in plan.prunes)
+    assert apply(found, plan).proof.holds
+
+
+def test_a_mixture_takes_notes_and_channels_from_where_they_come() -> None:
+    smaller = Allocation({"a": (1,), "b": (2,), "c": (3,)}, ("a: small", "b: small", "c: same"))
+    larger = Allocation({"a": (1, 4), "b": (2, 5), "c": (3,), "d": (6,)}, ("a: large", "b: large", "c: same"))
+    candidates = Candidates(lambda ratio: smaller, lambda found: found, lambda remove: pytest.fail("nothing is cut"), frozenset())
+    mixed = candidates.mixed(smaller, larger, 1)
+    assert mixed == Allocation({"a": (1, 4), "b": (2,), "c": (3,)}, ("a: large", "c: same", "b: small"))
+    assert Candidates(candidates.at, candidates.legal, candidates.cut_of, frozenset({"d"})).between(smaller, larger) == ()
+
+
+def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
+    with pytest.raises(SelectionError, match=r"Target\(macs=0.001\) cannot be reached: with all that may go, \d"):
+        deep(depth=2).plan(target=Target(macs=0.001))
+    with pytest.raises(SelectionError, match="not both"):
+        deep(depth=2).plan(target=Target(macs=0.5), ratio=0.5)
+
+
+class Stairs:
+    """Models take as long as their parameters say, rounded up to a step; a longer run may find something else."""
+
+    def __init__(self, step: float = 0.1, truth: Callable[[float], float] = lambda share: share) -> None:
+        self.step, self.truth = step, truth
+        self.runs: list[tuple[int, float]] = []
+
+    def __call__(self, models: Mapping[str, nn.Module], args: Any, kwargs: Any, *, repeats: int, **_: Any) -> dict[str, Latency]:
+        sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+        share = -(-sizes["compressed"] / sizes["dense"] // self.step) * self.step
+        share = self.truth(share) if repeats > 15 else share
+        self.runs.append((repeats, share))
+        return {name: latency(10 * each) for name, each in {"dense": 1.0, "compressed": share}.items()}
+
+
+def latency(median: float) -> Latency:
+    return Latency(median, median, median, median, 3, 1, "torch", "cpu", 1, 1, "float32")
+
+
+def reached(stairs: Stairs, target: float, monkeypatch: pytest.MonkeyPatch) -> tuple[float, str]:
+    """The share of parameters that is left, and the note."""
+    monkeypatch.setattr("secateur.target.search.Stopwatch", lambda: Stopwatch(compare=stairs))
+    found = deep(depth=3)
+    plan = found.plan(target=Target(latency=target))
+    return remaining(Target(parameters=0.5), found.cut(plan), found.macs), plan.settings["notes"][-1]
+
+
+def test_a_latency_is_measured_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    stairs = Stairs()
+    left, note = reached(stairs, 0.5, monkeypatch)
+    assert 0.4 < left <= 0.5
+    assert note.startswith("target 50.0% of the dense model's latency, measured 50.0%: 5 ms (middle half 5 to 5) in 3 calls, torch, cpu")
+    assert note.endswith("dense 10 ms")
+
+
+def test_what_measures_within_the_target_is_measured_again_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    stairs = Stairs()
+    reached(stairs, 0.5, monkeypatch)
+    for (repeats, share), (again, _) in zip(stairs.runs, stairs.runs[1:], strict=False):
+        if repeats == 15:
+            assert again == (45 if share <= 0.5 else 15)
+
+
+def test_what_a_longer_run_refutes_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, note = reached(Stairs(truth=lambda share: share + 0.15), 0.5, monkeypatch)
+    assert 0.2 < left <= 0.3
+    assert "measured 45.0%" in note
+
+
+def test_a_latency_out_of_reach_tells_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        SelectionError, match=r"Target\(latency=0.2\) was not reached: the fastest of the 7 models that were timed took 100.0%"
+    ):
+        reached(Stairs(step=1.0, truth=lambda share: 1.1), 0.2, monkeypatch)
+
+
+def test_a_latency_is_of_the_dense_model_and_not_of_ranks() -> None:
+    found = deep(depth=2)
+    with pytest.raises(SelectionError, match="MACs or parameters"):
+        found.plan_decomposition(target=Target(latency=0.5))
+    with pytest.raises(SelectionError, match="beside the dense model"):
+        found.after(found.plan(ratio=0.5)).plan(target=Target(latency=0.2))
+    with pytest.raises(SelectionError, match="measured, not counted"):
+        remaining(Target(latency=0.5), found.cut(found.plan(ratio=0.5)), found.macs)
+    with pytest.raises(SelectionError, match="not both"):
+        reach(Target(latency=0.5), Candidates(pytest.fail, pytest.fail, pytest.fail), found.macs, ratio=0.5)  # type: ignore[arg-type]
+
+
+def test_a_smaller_model_is_really_timed() -> None:
+    found = deep(depth=1)
+    timed = Stopwatch(repeats=1, budget_s=0.0)(found.cut(found.plan(ratio=0.5)))
+    assert (timed.dense.repeats, timed.compressed.repeats) == (1, 1)
+    assert timed.share == timed.compressed.median_ms / timed.dense.median_ms

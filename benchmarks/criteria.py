@@ -5,7 +5,8 @@
     python benchmarks/criteria.py resnet56 --images cifar10-jpeg.zip --weights tuned.th       # tune_cifar.py makes them
 
 MiniLM loses the given fraction of queries and keys, values, hidden neurons, or all of these; the convolutional nets lose it inside their
-blocks, so that torch-pruning cuts the very same groups to the same widths. Nothing is recovered afterwards. One row a model goes to
+blocks, so that torch-pruning cuts the very same groups to the same widths. Nothing is recovered afterwards, unless --batch-norm asks for
+statistics estimated anew. One row a model goes to
 --json as it comes; --plot draws all rows. Models are drafts of the cut; --prove proves each of them too.
 """
 
@@ -84,7 +85,7 @@ def ours(study: sc.Study, task: Task, name: str, options: argparse.Namespace) ->
                 cut = study.cut(plan)
                 left = [remaining(target, cut, study.macs) for target in (sc.Target(macs=0.5), sc.Target(parameters=0.5))]
                 model = sc.apply(study, plan).model if options.prove else draft(cut)
-                yield Row(name, part, title, ratio, task.metric(model), dense, *left)
+                yield Row(name, part, title, ratio, measured(model, task, options), dense, *left)
 
 
 def theirs(study: sc.Study, task: Task, name: str, options: argparse.Namespace) -> Iterator[Row]:
@@ -104,7 +105,14 @@ def theirs(study: sc.Study, task: Task, name: str, options: argparse.Namespace) 
                 tp.BasePruner(model, task.example(1), importance=importance, pruning_ratio=ratio, ignored_layers=alone).step()
                 small = sc.study(model, task.example(TOGETHER))
                 left = small.macs.total / study.macs.total, small.parameters / study.parameters
-                yield Row(name, part, title, ratio, task.metric(model), dense, *left)
+                yield Row(name, part, title, ratio, measured(model, task, options), dense, *left)
+
+
+def measured(model: nn.Module, task: Task, options: argparse.Namespace) -> float:
+    """The metric of a model as it is, or after its batch-norm statistics were estimated anew."""
+    if options.batch_norm:
+        sc.reestimate_batch_norm(model, task.calibration)
+    return task.metric(model)
 
 
 def _follows(module: nn.Module) -> bool:
@@ -145,6 +153,9 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--criteria", nargs="*", choices=CRITERIA)
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="torch-pruning too, where it knows the model")
+    parser.add_argument(
+        "--batch-norm", action="store_true", help="estimate the batch-norm statistics of each model anew, on calibration data"
+    )
     parser.add_argument("--prove", action="store_true", help="prove every model")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
     parser.add_argument("--plot", type=Path, help="draw the rows into this file")

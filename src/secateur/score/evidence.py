@@ -76,9 +76,9 @@ class Evidence:
             raise SelectionError(f"{criterion} needs calibration data for {group.name!r}: give some batches with data=...")
         return parts
 
-    def is_product(self, group: ChannelGroup) -> bool:
-        """Whether two activations are multiplied and summed over the group's channels, as queries and keys are."""
-        return bool(group.size) and int(group.classes[0]) in self.products
+    def products_of(self, group: ChannelGroup) -> Labels:
+        """The channels of a group over which two activations are multiplied and summed, as queries and keys are."""
+        return np.flatnonzero([number in self.products for number in group.classes.tolist()])
 
 
 def gather(solution: Solution, *, combine: Combine | None = None, observed: Observed | None = None) -> Evidence:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.errors import SelectionError
+from secateur.groups.fields import Labels
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
@@ -46,15 +47,30 @@ class SNP:
 
     def __call__(self, group: ChannelGroup, evidence: Evidence) -> Tensor:
         """Scores of the group's channels."""
-        if evidence.is_product(group) and (parts := evidence.seen(self, group)):
-            return evidence.combine.single(torch.stack([scores for _, scores in parts]).mean(0))
-        return evidence.combine(group.size, ((p.channels, unlikeness(p.rows)) for p in evidence.producers(group)))
+        pairs = evidence.products_of(group)
+        parts = evidence.seen(self, group) if pairs.size else ()
+        if not parts:
+            return evidence.combine(group.size, ((p.channels, unlikeness(p.rows)) for p in evidence.producers(group)))
+        terms = Combine("average", "none")(group.size, parts)
+        if pairs.size == group.size:
+            return evidence.combine.single(terms)
+        return _joined(group, evidence, pairs, terms)
 
     def observers(self, group: ChannelGroup, solution: Solution, combine: Combine) -> Sequence[Observer]:
         """One observer for each product of queries and keys with channels of the group."""
         products = [(node, product_at(node)) for node in product_nodes(group, solution)]
         terms = [ScoreTerms(node, product, group, solution, self.gamma) for node, product in products if product is not None]
         return [each for each in terms if each.channels is not None]
+
+
+def _joined(group: ChannelGroup, evidence: Evidence, pairs: Labels, terms: Tensor) -> Tensor:
+    """Scores of a group that holds values beside pairs of queries and keys, as a projection with heads outermost makes it."""
+    others = np.setdiff1d(np.arange(group.size), pairs)
+    found = [(p, np.flatnonzero(np.isin(p.channels, others))) for p in evidence.producers(group)]
+    rows = ((p.channels[picked], unlikeness(p.rows[torch.as_tensor(picked)])) for p, picked in found if picked.size)
+    scores = evidence.combine(group.size, rows).to(terms)
+    scores[torch.as_tensor(pairs)] = evidence.combine.single(terms[torch.as_tensor(pairs)])
+    return scores
 
 
 class ScoreTerms:
@@ -82,7 +98,8 @@ class ScoreTerms:
 
     def parts(self) -> Sequence[Part]:
         """Scores averaged over samples, and over heads where these share a channel."""
-        return [(np.arange(self._total.numel()), self._total / self._count.clamp(min=1))] if self._count.any() else []
+        seen = torch.nonzero(self._count).flatten()
+        return [(seen.numpy(), self._total[seen] / self._count[seen])] if seen.numel() else []
 
 
 def _channels_of(product: Product, group: ChannelGroup, solution: Solution) -> Tensor | None:

@@ -126,6 +126,7 @@ CASES = [
     Case("einsum_attention", at.Einsum, TOKENS, heads=True),
     Case("rotary", at.Rotary, TOKENS, heads=True),
     Case("expanded_keys", at.ExpandedKeys, TOKENS, heads=True),
+    Case("shared_values", at.SharedValues, TOKENS, heads=True),
     Case("relative_position", at.RelativePosition, image(4, 4, 10), heads=True),
     Case("talking_heads", at.TalkingHeads, TOKENS, heads=True),
     Case("channel_attention", at.ChannelAttention, TOKENS, heads=True),

@@ -310,3 +310,19 @@ class LanguageModel(nn.Module):
         x = x + self.proj(merged(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
         x = x + self.down(F.silu(self.gate(self.norm2(x))) * self.up(x))
         return self.head(x)
+
+
+class SharedValues(nn.Module):
+    """All heads read one key and one value, by broadcasting, and lie one after the other behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.query, self.pair = nn.Linear(10, 12), nn.Linear(12, 24), nn.Linear(12, 12)
+        self.out, self.head = nn.Linear(24, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        key, value = self.pair(x).chunk(2, -1)
+        query = self.query(x).unflatten(-1, (4, 6)).transpose(1, 2)
+        mixed = (query @ key[:, None].mT * 6**-0.5).softmax(-1) @ value[:, None]
+        return self.head(x + self.out(mixed.transpose(1, 2).flatten(2)))

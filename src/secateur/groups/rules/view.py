@@ -45,11 +45,28 @@ def viewed(call: Call, x: Operand, shape: tuple[int, ...]) -> Fields:
         return call.refuse("an empty tensor is reshaped")  # type: ignore[return-value]
     runs = regroup(x.shape, shape)
     source = tuple(_in_order(call, f, x.fields, runs) for f in x.fields)
-    fields = [reshaped(f, x.shape, shape) for f in source]
+    fields = _crossed(call, source, [reshaped(f, x.shape, shape) for f in source])
     units = {f.dims for f in fields if not f.block}
     kept = tuple(f for f in fields if f.dims and not (f.block and f.dims in units))
     _hold_lost(call, source, fields)
     return call.ledger.complete(_once(call, kept))
+
+
+def _crossed(call: Call, before: Fields, after: list[Field]) -> list[Field]:
+    """Where blocks merge with channels that were not inside them, each pair of a block and a channel gets a label of its own.
+
+    It goes with either of both: heads that share their values, say, laid one after the other.
+    """
+    out = list(after)
+    for block, old in zip(after, before, strict=True):
+        for place, (unit, source) in enumerate(zip(after, before, strict=True)):
+            apart = bool(old.dims) and bool(source.dims) and not old.dims & source.dims
+            if block.block and not unit.block and apart and block.dims == unit.dims:
+                pairs = call.ledger.fresh(unit.labels.size).reshape(unit.labels.shape)
+                call.ledger.unite(pairs, out[place].labels)
+                call.ledger.contain(block.labels, pairs)
+                out[place] = Field(pairs)
+    return out
 
 
 def _once(call: Call, fields: Fields) -> Fields:

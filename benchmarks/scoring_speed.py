@@ -109,7 +109,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=MODELS, default=[], help="which models; all by default")
+    parser.add_argument("models", nargs="*", default=[], help=f"some of {', '.join(MODELS)}; all by default")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64, help="images for criteria that look at activations")
     parser.add_argument("--size", type=int, default=224, help="pixels along a side")

@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 from secateur.allocate import GlobalRank, Isomorphic, Options, Slamp, Uniform
-from secateur.capture.onnx import load_onnx
+from secateur.capture.onnx import OnnxModel, load_onnx
 from secateur.decompose import CP, SVD, ByEnergy, ByRatio, ByVBMF, SpatialSVD, Tucker
 from secateur.errors import (
     CaptureError,
@@ -56,6 +56,7 @@ __all__ = [
     "Nothing",
     "NuclearNorm",
     "OBS",
+    "OnnxModel",
     "Options",
     "Plan",
     "PlanError",

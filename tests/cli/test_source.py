@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
+from capture.onnx.files import FLOAT, write
 from cli.models import convnet
 from secateur.cli import progress
 from secateur.cli.default_inputs import default_inputs
@@ -62,6 +64,17 @@ def test_the_name_of_the_main_input_is_told() -> None:
     model.main_input_name = "input_ids"
     with pytest.raises(UsageError, match="--input 'input_ids=1x16:int64<100'"):
         default_inputs("hf:x", model)
+
+
+def test_an_onnx_file_has_inputs_of_its_own_unless_it_leaves_sizes_open(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    fixed, free = (write(tmp_path / f"{name}.onnx", nodes, {"x": (FLOAT, [size, 3])}, ["y"]) for name, size in (("a", 2), ("b", "n")))
+    (x,) = Source(model=str(fixed), seed=3).open().inputs
+    assert x.shape == (2, 3)
+    assert torch.equal(x, Source(model=str(fixed), seed=3).open().inputs[0])
+    with pytest.raises(UsageError, match=r"leaves sizes open: x: float32\[n, 3\]. Give them, as in --input 1x3:float32"):
+        Source(model=str(free)).open()
+    assert Source(model=str(free), input=("x=5x3",)).open().inputs[1]["x"].shape == (5, 3)
 
 
 class Patient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,33 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     assert reason is not None
     assert reason.count("output differs from PyTorch's by more than 1e-04 of its scale") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+class Canceling(nn.Module):
+    """Adds a large number and takes it away again: what is left is rounded coarsely."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 3e4) - 3e4
+
+
+def test_what_rounding_changes_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = export_program(Canceling(), (torch.randn(4, 3),), {})
+    given = []
+
+    def runtime(path: Path) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+        def run(feeds: dict[str, Tensor]) -> list[Tensor]:
+            (x,) = feeds.values()
+            given.append(x)
+            return [x * factor]
+
+        return run
+
+    monkeypatch.setattr(onnx, "Session", runtime)
+    factor = 1.0
+    assert write_onnx(exported, tmp_path / "model.onnx") is None
+    factor = 1.1
+    assert "differs from PyTorch's" in str(write_onnx(exported, tmp_path / "model.onnx"))
+    assert given
 
 
 def test_the_reason_is_that_of_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,11 @@ from secateur.capture.execution import plain_execution
 from secateur.capture.export import open_dims
 from secateur.capture.flat import FlatModel, flatten_inputs, tensors_of
 from secateur.capture.sizes import open_sizes
+from secateur.capture.states import starts_from_inputs
 from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.untouched import untouched
 from secateur.capture.verify import check_equal
 from secateur.errors import CaptureError, FileError
-from secateur.export.states import starts_from_inputs
 
 Sizes = Sequence[Mapping[int, Any]]
 

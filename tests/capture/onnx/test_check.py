@@ -61,17 +61,24 @@ def test_a_failure_while_running_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_open_sizes_are_found_by_trying(tmp_path: Path) -> None:
-    """A size that belongs to the number of samples is one wherever its name stands; rows of the table bound the numbers."""
+    """A size that is a number of samples is one wherever its name stands."""
+    nodes = [helper.make_node("MatMul", ["weights", "x"], ["z"]), helper.make_node("Reshape", ["z", "wanted"], ["y"])]
+    ports = {"x": (FLOAT, ["n", "t"]), "weights": (FLOAT, [5, "n"])}
+    model = load_onnx(write(tmp_path / "m.onnx", nodes, ports, ["y"], {"wanted": np.array([5, 32])}))
+    assert model(torch.ones(3, 32), torch.ones(5, 3)).shape == (5, 32)
+
+
+def test_tables_bound_the_numbers_that_choose_from_them(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("Gather", ["table", "ids"], ["rows"]),
-        helper.make_node("Concat", ["rows", "state"], ["all"], axis=2),
-        helper.make_node("Reshape", ["all", "wanted"], ["y"]),
+        helper.make_node("Cast", ["ids"], ["whole"], to=INT64),
+        helper.make_node("Gather", ["small", "whole"], ["a"]),
+        helper.make_node("Gather", ["large", "ids"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
     ]
-    ports = {"ids": (INT64, ["n", "t"]), "state": (FLOAT, ["n", "t", 5])}
-    constants = {"table": np.ones((1, 3), np.float32), "wanted": np.array([0, 32, 8])}
-    model = load_onnx(write(tmp_path / "m.onnx", nodes, ports, ["y"], constants))
-    assert model.bounds == {"ids": 1}
-    assert model(torch.zeros(3, 32, dtype=torch.long), torch.ones(3, 32, 5)).shape == (3, 32, 8)
+    tables = {"small": np.ones((3, 2), np.float32), "large": np.ones((5, 2), np.float32)}
+    model = load_onnx(write(tmp_path / "m.onnx", nodes, {"ids": (INT64, [50])}, ["y"], tables))
+    assert model.bounds == {"ids": 3}
+    assert set(model.examples()[0].tolist()) == {0, 1, 2}
 
 
 def test_inputs_that_the_file_does_not_take(tmp_path: Path) -> None:

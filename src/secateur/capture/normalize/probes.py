@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from secateur.capture.normalize.edit import aten, describe
+from secateur.capture.states import check_states
 
 _Place = tuple[int, int]
 """An input and one of its dimensions."""
@@ -77,6 +78,7 @@ class _Probe(fx.Interpreter):
         return _without_content(super().fetch_attr(target))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        check_states(target, args)
         names = [argument.name for argument in target._schema.arguments] if isinstance(target, OpOverload) else []
         if "device" in names[: len(args)]:
             args = (*args[: names.index("device")], "meta", *args[names.index("device") + 1 :])

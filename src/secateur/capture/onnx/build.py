@@ -13,8 +13,8 @@ import secateur.capture.onnx.operators  # noqa: F401 - registers the operators
 from secateur.capture.onnx.file import STANDARD, Graph, OnnxFile
 from secateur.capture.onnx.model import Block, OnnxModel, Step
 from secateur.capture.onnx.names import free_path, module_path, put, tensor_path
-from secateur.capture.onnx.registry import Call, LayerOf, Node, find_layer, find_operator
-from secateur.capture.onnx.values import Known, Parts, known
+from secateur.capture.onnx.registry import Call, LayerOf, Node, find_layer, find_operator, number_places
+from secateur.capture.onnx.values import Known, Parts, as_numbers, known
 
 CPU = torch.device("cpu")
 _LARGE = 1 << 22
@@ -158,7 +158,13 @@ class _Builder:
                 return Step(node, tuple(self._operand(proto, name) for name in operands), path)
         if node.operator == "Cast":
             self.casts[node.outputs[0]] = self.casts.get(node.inputs[0], node.inputs[0])
+        self.known.update((name, as_numbers(_tensor(self.constants[name]))) for name in self._settings(node))
         return Step(node, tuple(self._operand(proto, name) for name in node.inputs), None)
+
+    def _settings(self, node: Node) -> list[str]:
+        """Names of the constant operands that are to be numbers."""
+        names = [node.inputs[place] for place in number_places(node.operator) if place < len(node.inputs)]
+        return [name for name in names if isinstance(self.constants.get(name), Tensor)]
 
     def _without_zero_states(self, node: Node) -> Node:
         """A recurrent node that starts from zeros as one that is given no states; makes a note of zeros on the way."""
@@ -257,7 +263,7 @@ class _Builder:
     def _operand(self, proto: Any, name: str) -> str:
         """What a step calls an operand; a constant is put where the model finds it."""
         constant = self.constants.get(name) if name else None
-        if constant is None:
+        if constant is None or name in self.known:
             return name
         value = _value(constant)
         if isinstance(value, Known):

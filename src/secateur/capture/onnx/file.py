@@ -165,16 +165,24 @@ class OnnxFile:
             inferred = importlib.import_module("onnx").shape_inference.infer_shapes(self.proto)
         except ValueError:  # files of more than 2 GiB
             return {}
-        return {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.graph.value_info, *inferred.graph.input)}
+        told = (value for value in (*inferred.graph.value_info, *inferred.graph.input) if value.type.tensor_type.HasField("shape"))
+        return {value.name: len(value.type.tensor_type.shape.dim) for value in told}
+
+    @cached_property
+    def _makers(self) -> Mapping[str, Any]:
+        return {name: node for node in self.proto.graph.node for name in node.output}
 
     def rank(self, name: str) -> int | None:
-        """The number of dimensions of a value, if the standard's inference tells."""
-        return self._ranks.get(name)
+        """The number of dimensions of a value, if the standard's inference tells, or the operators that made it."""
+        if name in self._ranks or name not in self._makers:
+            return self._ranks.get(name)
+        node = self._makers[name]
+        return 2 if node.op_type in ("Flatten", "Gemm") else self.rank(node.input[0])
 
 
 def _size(dim: Any) -> int | str | None:
     if dim.HasField("dim_value") and dim.dim_value >= 0:
-        return int(dim.dim_value) or None
+        return int(dim.dim_value)
     return str(dim.dim_param) or None
 
 

@@ -109,16 +109,21 @@ class LayerOf:
 
 _OPERATORS: dict[str, Operator] = {}
 _LAYERS: dict[str, LayerOf] = {}
+_NUMBERS: dict[str, tuple[int, ...]] = {}
 
 
-def operator(*names: str) -> Callable[[Operator], Operator]:
-    """Register the function that carries out ONNX operators; a second registration of a name raises ``ValueError``."""
+def operator(*names: str, numbers: tuple[int, ...] = ()) -> Callable[[Operator], Operator]:
+    """Register the function that carries out ONNX operators; a second registration of a name raises ``ValueError``.
+
+    Constant operands at the places ``numbers`` are settings, and come as numbers even if they look like weights.
+    """
 
     def register(function: Operator) -> Operator:
         for name in names:
             if name in _OPERATORS:
                 raise ValueError(f"{name} is registered already: {_OPERATORS[name].__module__}.{_OPERATORS[name].__name__}")
             _OPERATORS[name] = function
+            _NUMBERS[name] = numbers
         return function
 
     return register
@@ -151,6 +156,11 @@ def find_operator(node: Node) -> Operator:
 def find_layer(name: str) -> LayerOf | None:
     """How an operator becomes a layer, if it can."""
     return _LAYERS.get(name)
+
+
+def number_places(name: str) -> tuple[int, ...]:
+    """Which operands of an operator are settings."""
+    return _NUMBERS.get(name, ())
 
 
 def operators() -> list[str]:

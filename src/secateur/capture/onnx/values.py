@@ -77,10 +77,13 @@ Value = Tensor | Known | Parts
 
 
 def known(tensor: Tensor) -> Known | None:
-    """A stored tensor as numbers, if it is small enough: some integers or truth values, or one number of any type."""
+    """A stored tensor as numbers, if it is small enough: some integers or truth values, or at most one number of any type."""
     whole = not tensor.is_floating_point() and not tensor.is_complex()
-    if tensor.numel() > LONGEST or not (whole or tensor.numel() == 1):
-        return None
+    return as_numbers(tensor) if tensor.numel() <= (LONGEST if whole else 1) else None
+
+
+def as_numbers(tensor: Tensor) -> Known:
+    """A stored tensor as numbers."""
     return Known.of(tensor.reshape(-1).tolist(), tensor.dtype, tuple(tensor.shape))
 
 

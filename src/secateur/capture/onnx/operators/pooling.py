@@ -86,7 +86,7 @@ def space_to_depth(call: Call) -> Value:
     return apart.permute(0, 3, 5, 1, 2, 4).reshape(batch, channels * block**2, height // block, width // block)
 
 
-@operator("Resize", "Upsample")
+@operator("Resize", "Upsample", numbers=(1, 2, 3))
 def resize(call: Call) -> Value:
     """A new resolution, in the ways in which torch knows one too."""
     x = call.tensor(0)

@@ -117,6 +117,51 @@ def test_a_product_and_the_sum_after_it_are_one_layer(tmp_path: Path) -> None:
     assert {name for name, _ in model.named_parameters()} == {"first.weight", "first.bias", "second.weight", "b"}
 
 
+@pytest.mark.parametrize(("opset", "open_batch"), [(13, True), (17, False)])
+def test_a_group_norm_is_found_in_its_parts(opset: int, open_batch: bool, tmp_path: Path) -> None:
+    layer = nn.GroupNorm(2, 4, eps=1e-3)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    whole = nn.Sequential(nn.Conv2d(3, 4, 1), layer)
+    more = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}} if open_batch else {}
+    model = load_onnx(export(whole, (torch.randn(2, 3, 4, 4),), tmp_path / "m.onnx", opset, **more))
+    (found,) = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    assert (found.num_groups, found.num_channels, found.eps) == (2, 4, pytest.approx(1e-3))
+    assert [step.node.operator for step in model._block.steps] == ["Conv", "GroupNormalization"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": np.array([1, 2], np.float32)},
+        {"shift": np.array([1, 0], np.float32)},
+        {"w": numbers(4, 3, 3)},
+        {"rows": np.array([0, 2, 18])},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_instance_norm_with_something_else_around_stays_one(change: dict[str, np.ndarray], tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["h"]),
+        helper.make_node("InstanceNormalization", ["h", "scale", "shift"], ["i"]),
+        helper.make_node("Reshape", ["i", "back"], ["j"]),
+        helper.make_node("Mul", ["j", "w"], ["k"]),
+        helper.make_node("Add", ["k", "b"], ["y"]),
+    ]
+    usual = {
+        "rows": np.array([0, 2, -1]),
+        "scale": np.ones(2, np.float32),
+        "shift": np.zeros(2, np.float32),
+        "back": np.array([2, 4, 3, 3]),
+    }
+    usual |= {"w": numbers(4, 1, 1), "b": numbers(4, 1, 1)}
+    ports = {"x": (FLOAT, [2, 4, 3, 3])}
+    found = load_onnx(write(tmp_path / "a.onnx", nodes, ports, ["y"], usual))
+    assert any(isinstance(module, nn.GroupNorm) for module in found.modules())
+    other = load_onnx(write(tmp_path / "b.onnx", nodes, ports, ["y"], usual | change))
+    assert not any(isinstance(module, nn.GroupNorm) for module in other.modules())
+
+
 def test_stored_weights_can_be_trained_and_constants_of_nodes_cannot(tmp_path: Path) -> None:
     table = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(numbers(4, seed=1)))
     nodes = [

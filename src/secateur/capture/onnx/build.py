@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateur.capture.onnx.operators  # noqa: F401 - registers the operators
 from secateur.capture.onnx.file import STANDARD, Graph, OnnxFile
+from secateur.capture.onnx.fusions import Surroundings, group_norm
 from secateur.capture.onnx.model import Block, OnnxModel, Step
 from secateur.capture.onnx.names import free_path, module_path, put, tensor_path
 from secateur.capture.onnx.registry import Call, LayerOf, Node, find_layer, find_operator, number_places
@@ -94,6 +95,8 @@ class _Builder:
             self.constants[node.outputs[0]] = self._constant(node)
         elif node.operator == "Identity" and node.inputs[0] in self.constants:
             self.constants[node.outputs[0]] = self.constants[node.inputs[0]]
+        elif node.operator == "InstanceNormalization" and (found := self._group_norm(graph, proto, node, scope)) is not None:
+            yield found
         elif node.operator == "If":
             yield from self._branch(node, scope)
         elif all(name in self.constants for name in node.inputs if name) and self._fold(node):
@@ -205,6 +208,27 @@ class _Builder:
         joined = replace(node, inputs=(*node.inputs[:2], name), outputs=(self._named(follower.output[0], scope),))
         return joined, [weight, _tensor(bias)]
 
+    def _group_norm(self, graph: Graph, proto: Any, node: Node, scope: _Scope) -> Step | None:
+        """A group norm that was written around an instance norm, as the layer that it is."""
+        if scope.around is not None:
+            return None
+        around = Surroundings(self.file.makers.get, lambda each: self._only_reader(graph, each), lambda name: self._vector(name, scope))
+        found = group_norm(proto, around)
+        if found is None:
+            return None
+        layer = nn.GroupNorm(found.groups, found.weight.numel(), eps=node.attribute("epsilon", 1e-5))
+        layer.weight, layer.bias = nn.Parameter(found.weight.clone()), nn.Parameter(found.bias.clone())
+        path = free_path(self.model, module_path(proto))
+        put(self.model, path, layer)
+        self.skipped.update(id(each) for each in found.behind)
+        source, output = scope.resolve(found.source), self._named(found.output, scope)
+        whole = Node("GroupNormalization", node.name, (source, "", ""), (output,), {}, node.opset)
+        return Step(whole, (self._operand(proto, source), "", ""), path)
+
+    def _vector(self, name: str, scope: _Scope) -> Tensor | None:
+        constant = self.constants.get(scope.resolve(name))
+        return None if constant is None else _tensor(constant)
+
     def _only_reader(self, graph: Graph, proto: Any) -> Any:
         readers = self._readers(graph)
         found = readers.get(proto.output[0], [])
@@ -313,10 +337,12 @@ def _read(node: Any) -> Iterator[str]:
 
 
 def _freeing(block: Block) -> Block:
-    """The same steps, each with the values that it is the last to need."""
+    """The steps that matter, each with the values that it is the last to need."""
     needed = set(block.outputs)
     steps = []
     for step in reversed(block.steps):
+        if needed.isdisjoint(step.node.outputs):
+            continue
         read = set(_names_read(step))
         steps.append(replace(step, spent=tuple(read - needed)))
         needed |= read

@@ -169,14 +169,15 @@ class OnnxFile:
         return {value.name: len(value.type.tensor_type.shape.dim) for value in told}
 
     @cached_property
-    def _makers(self) -> Mapping[str, Any]:
+    def makers(self) -> Mapping[str, Any]:
+        """The node of the outermost graph that makes a value, by the value's name."""
         return {name: node for node in self.proto.graph.node for name in node.output}
 
     def rank(self, name: str) -> int | None:
         """The number of dimensions of a value, if the standard's inference tells, or the operators that made it."""
-        if name in self._ranks or name not in self._makers:
+        if name in self._ranks or name not in self.makers:
             return self._ranks.get(name)
-        node = self._makers[name]
+        node = self.makers[name]
         return 2 if node.op_type in ("Flatten", "Gemm") else self.rank(node.input[0])
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import helper
 from torch import nn
 
 from capture.onnx.files import Array, write
-from secateur.capture.onnx import load_onnx
-from secateur.capture.onnx.registry import layer, operator, operators
+from secateur.capture.onnx import load_onnx, registry
+from secateur.capture.onnx.registry import Call, layer, operator, operators
+from secateur.capture.onnx.values import Value
 from secateur.errors import CaptureError
 
 
@@ -329,6 +331,23 @@ def test_sequences(tmp_path: Path) -> None:
     model = load_onnx(write(tmp_path / "m.onnx", nodes, {"x": numbers(3, 4)}, ["z"], {"two": np.array(2), "one": np.array(1)}))
     x = torch.randn(3, 4)
     torch.testing.assert_close(model(x), torch.cat([x[:, 2:], x[:, 2:]]))
+
+
+def test_an_operator_of_another_domain_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = helper.make_node("QuickGelu", ["x"], ["y"], domain="com.microsoft", alpha=1.5)
+    path = write(tmp_path / "m.onnx", [node], {"x": Y}, ["y"])
+    proto = onnx.load(path)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, path)
+    monkeypatch.setattr(registry, "_OPERATORS", dict(registry._OPERATORS))
+
+    @operator("com.microsoft::QuickGelu")
+    def quick_gelu(call: Call) -> Value:
+        x = call.tensor(0)
+        return x * torch.sigmoid(call.attribute("alpha", 1.702) * x)
+
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(load_onnx(path)(x), x * torch.sigmoid(1.5 * x))
 
 
 def test_a_second_registration_is_refused() -> None:

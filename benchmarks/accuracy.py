@@ -8,7 +8,7 @@
 Every figure goes as one JSON line into benchmarks/results/accuracy.jsonl; figures that are there are not taken again. Calibration
 samples are never test samples. Channels are cut everywhere, the residual stream included, at the same ratio in each layer, or where
 a way says so by one ranking of all. torch-pruning takes the magnitudes of groups, at the same ratio in each layer; on ResNet-56 it
-leaves the stream alone, since it fails where shortcuts pad channels.
+leaves the stream alone, since it fails where shortcuts pad channels. MiniLM's stream is its output, which nobody cuts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Task:
     score: Callable[[nn.Module], float]
     metric: str
     stream: tuple[str, ...] = ()
-    """Layers that torch-pruning has to leave alone: it fails where shortcuts pad channels."""
+    """Layers that torch-pruning has to leave alone: those of a stream that is the output, or whose shortcuts pad channels."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,10 @@ def sentences(pairs: Path, samples: int, tested: int, seed: int) -> Task:
         left, right = (_embedded(m, [tokens([row[side] for row in test[i : i + 100]]) for i in range(0, tested, 100)]) for side in (0, 1))
         return float(spearmanr((left * right).sum(1).numpy(), [row[2] for row in test]).statistic)
 
-    return Task("MiniLM, STS-B", model, calibration[0], calibration, score, "Spearman")
+    stream = tuple(
+        n for n, m in model.named_modules() if isinstance(m, nn.Embedding | nn.LayerNorm) or n.endswith((".output.dense", "pooler.dense"))
+    )
+    return Task("MiniLM, STS-B", model, calibration[0], calibration, score, "Spearman", stream)
 
 
 def _embedded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:

@@ -10,7 +10,7 @@ from secateur.decompose import ByRatio, SpatialSVD
 from secateur.errors import SelectionError
 from secateur.pipeline import compress
 from secateur.plan import Factorize, Prune
-from secateur.study.decomposition import Decompose
+from secateur.study.wish import Decompose
 from secateur.target import Target
 
 PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

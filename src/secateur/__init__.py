@@ -26,7 +26,7 @@ from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, Index, NuclearNorm, Random, Taylor, Variance
 from secateur.study import Study, study
-from secateur.study.decomposition import Decompose
+from secateur.study.wish import Decompose
 from secateur.target import Target
 
 __version__ = _version("secateur")

@@ -21,7 +21,7 @@ from secateur.rewrite.apply import Prefer
 from secateur.score import L2, Scorer
 from secateur.score.batches import Data, calibration_inputs
 from secateur.study import Calibration, Study, calibration, carry_out, study
-from secateur.study.decomposition import Decompose
+from secateur.study.wish import Decompose
 from secateur.target import Target
 
 HALF = Target(macs=0.5)

@@ -87,6 +87,8 @@ class Factorize:
     fit: Fit = "weights"
     correct_bias: bool = True
     """With calibration data, let the bias take up the mean of what is lost; a layer without bias then gets one."""
+    weighted: bool = False
+    """With calibration data, let errors of the layer's outputs count as much as the model's outputs depend on them."""
 
     def __post_init__(self) -> None:
         if self.fit not in list(get_args(Fit)):
@@ -278,7 +280,8 @@ def _read_edit(value: Any) -> Edit:
     options = _expect(given["options"], dict, "the options of a layer")
     correct = _expect(given["correct_bias"], bool, "whether a bias is corrected")
     layer, method = _expect(given["layer"], str, "a layer"), _expect(given["method"], str, "a method")
-    return Factorize(layer, method, given["rank"], options, given["fit"], correct)
+    weighted = _expect(given["weighted"], bool, "whether errors are weighted")
+    return Factorize(layer, method, given["rank"], options, given["fit"], correct, weighted)
 
 
 def _fields(value: Any, names: Sequence[str], what: str) -> dict[str, Any]:

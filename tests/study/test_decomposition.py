@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.decompose import CP, SVD, ByEnergy, ByRatio, ByVBMF, SpatialSVD, Tucker
-from secateur.errors import PlanError, SelectionError
+from secateur.decompose import CP, SVD, ByEnergy, ByRatio, ByVBMF, Refusal, SpatialSVD, Tucker
+from secateur.errors import ModelError, PlanError, SelectionError
 from secateur.plan import Factorize, Plan
 from secateur.score import Random
 from secateur.study import Study, study
@@ -63,7 +64,7 @@ def test_ranks_by_hand_and_by_rule(found: Study, method: Any, rank: Any, wanted:
 
 def test_settings_of_the_method_travel_with_the_edit(found: Study) -> None:
     plan = found.plan_decomposition(CP(separable=False, seed=3), rank={"stem": 4}, data=DATA, fit="sequential", correct_bias=False)
-    assert plan.edits == (Factorize("stem", "cp", (4,), {"separable": False, "seed": 3}, "sequential", False),)
+    assert plan.edits == (Factorize("stem", "cp", (4,), {"separable": False, "seed": 3}, "sequential", False, True),)
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.needs_data
 
@@ -161,3 +162,69 @@ def test_the_seed_and_the_data_are_told(found: Study) -> None:
     known = found.plan_decomposition(rank=2, data=DATA).settings["decomposition"]["calibration"]
     assert known == found.plan_decomposition(rank=2, data=[*DATA]).settings["decomposition"]["calibration"]
     assert known != found.plan_decomposition(rank=2, data=[DATA[0] + 1]).settings["decomposition"]["calibration"]
+
+
+def test_errors_count_as_the_outputs_depend_on_them_where_that_can_be_told(found: Study) -> None:
+    plan = found.plan_decomposition(target=Target(macs=0.7), data=DATA)
+    assert all(edit.weighted for edit in plan.factorizations)
+    assert plan.settings["decomposition"]["weighted"] is True
+    alike = found.plan_decomposition(target=Target(macs=0.7), data=DATA, weighted=False)
+    assert not any(edit.weighted for edit in alike.factorizations)
+    assert not any(edit.weighted for edit in found.plan_decomposition(target=Target(macs=0.7)).factorizations)
+
+
+class Written(nn.Module):
+    """Writes into what its layer's derivative needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).exp()
+        y += 1
+        return y
+
+
+def test_a_model_that_cannot_be_differentiated_is_factorized_with_errors_alike() -> None:
+    torch.manual_seed(0)
+    written, x = study(Written(), torch.randn(2, 16)), torch.randn(32, 16)
+    for wish in ({"target": Target(macs=0.8)}, {"rank": 4}):
+        plan = written.plan_decomposition(data=x, **wish)
+        assert not plan.factorizations[0].weighted
+        assert any("cannot be differentiated" in note for note in plan.settings["notes"])
+    with pytest.raises(ModelError, match="cannot be differentiated"):
+        written.plan_decomposition(data=x, rank=4, weighted=True)
+
+
+def test_layers_that_factors_are_the_wrong_tool_for_are_told() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(32))
+        model[2].weight.copy_(torch.ones(32, 32))
+    plan = study(model, torch.randn(2, 32)).plan_decomposition(target=Target(macs=0.8), data=torch.randn(256, 32), weighted=False)
+    (told,) = [note for note in plan.settings["notes"] if "wrong tool" in note]
+    assert "0 (7" in told
+    assert "2 (" not in told
+
+
+def test_slower_factors_are_refused_and_the_budget_goes_elsewhere(found: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(layer: nn.Module, edit: Factorize, calls: Any) -> Refusal | None:
+        return Refusal("it is slower") if edit.layer == "body.0" else None
+
+    monkeypatch.setattr(import_module("secateur.study.decomposition"), "slower", timed)
+    assert "body.0" in ranks(found.plan_decomposition(target=Target(macs=0.95)))
+    plan = found.plan_decomposition(target=Target(macs=0.95), timed=True)
+    assert "body.0" not in ranks(plan)
+    assert any("body.0: it is slower" in note for note in plan.settings["notes"])
+    with pytest.raises(SelectionError, match=r"body\.0: it is slower"):
+        found.plan_decomposition(rank=2, timed=True, strict=True)
+
+
+def test_ranks_of_a_target_are_multiples_of_a_step(found: Study) -> None:
+    plan = found.plan_decomposition(target=Target(macs=0.7), round_to=4)
+    limits = {"stem": (3, 16), "body.0": (16, 24)}
+    for edit in plan.factorizations:
+        full = limits.get(edit.layer, edit.rank)
+        assert all(rank % 4 == 0 or rank == limit for rank, limit in zip(edit.rank, full, strict=True)), edit

@@ -15,7 +15,7 @@ from secateur.decompose import METHODS, ByEnergy, ByRatio, ByVBMF, Decomposition
 from secateur.errors import SelectionError
 from secateur.plan import Fit, Plan
 from secateur.study import Study
-from secateur.study.decomposition import USUAL, RankChoice
+from secateur.study.wish import USUAL, RankChoice
 from secateur.target import Target
 
 Method = Literal["usual", "svd", "tucker", "cp", "spatial-svd"]
@@ -38,6 +38,12 @@ class Factors:
     """With a target, ranks are multiples of it."""
     accept_dearer: bool = False
     """Take ranks that make a layer dearer."""
+    weighted: bool = field(default=True, metadata=option("--weighted/--no-weighted"))
+    """With --data, let errors of layers count as the model's outputs depend on them, where that can be told."""
+    timed: bool = False
+    """Leave layers as they are whose factors are measured to be slower."""
+    strict: bool = False
+    """Fail where a layer that factors could replace stays as it is."""
     target_macs: float | None = None
     """The fraction of the MACs that may remain; the ranks are found together."""
     target_params: float | None = None
@@ -60,6 +66,7 @@ class Factors:
     def plan(self, found: Study, calibration: Calibration) -> Plan:
         """Decide, on a study of the model."""
         settings: dict[str, Any] = {"fit": self.fit, "correct_bias": self.correct_bias, "round_to": self.round_to}
+        settings |= {"weighted": None if self.weighted else False, "timed": self.timed, "strict": self.strict}
         with working("Choosing ranks"):
             plan = found.plan_decomposition(
                 self.methods,

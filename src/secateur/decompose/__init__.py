@@ -17,6 +17,7 @@ from secateur.decompose.layers import (
     settings_of,
 )
 from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule, break_even, choose_rank
+from secateur.decompose.slopes import Slopes, gather_slopes
 from secateur.decompose.spec import Cost, LayerSpec, Refusal
 from secateur.decompose.svd import SVD, SpatialSVD
 from secateur.decompose.tucker import Tucker
@@ -67,4 +68,6 @@ __all__ = [
     "moments_of",
     "gather_moments",
     "gather_paired",
+    "Slopes",
+    "gather_slopes",
 ]

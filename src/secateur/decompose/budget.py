@@ -13,6 +13,7 @@ from torch import nn
 from secateur.decompose.calls import Call, workload
 from secateur.decompose.factors import Decomposition, Rank, cost_at, kernel_for
 from secateur.decompose.ranks import Measure
+from secateur.decompose.slopes import Slopes
 from secateur.decompose.spec import Refusal
 from secateur.decompose.whiten import Metric, Moments
 from secateur.errors import SelectionError
@@ -27,6 +28,8 @@ class ErrorCurve:
     ranks: tuple[Rank | None, ...]
     costs: NDArray[np.int64]
     errors: NDArray[np.float64]
+    whole: float = 1.0
+    """The error of a layer that puts out its mean alone."""
 
     @property
     def dense_cost(self) -> int:
@@ -49,6 +52,7 @@ def error_curve(
     method: Decomposition,
     *,
     moments: Moments | None = None,
+    slopes: Slopes | None = None,
     sensitivity: float = 1.0,
     of: Measure = "macs",
     round_to: int = 1,
@@ -57,26 +61,28 @@ def error_curve(
 ) -> ErrorCurve | Refusal:
     """Compute the relative squared error of a layer, times its sensitivity, at the ranks that make it cheaper.
 
-    With `moments` it is the error of the layer's outputs. `round_to` admits only ranks that are multiples of it. Costs are those of all
-    `calls` together, or of one at a nominal size.
+    With `moments` it is the error of the layer's outputs; with `slopes` the error of the model's outputs, as a part of their variance and
+    not of the layer's. `round_to` admits only ranks that are multiples of it. Costs are those of all `calls` together, or of one at a
+    nominal size.
     """
     found = kernel_for(layer, method, trust_forward=trust_forward)
     if isinstance(found, Refusal):
         return found
     spec, kernel = found
     metric = None if moments is None else Metric.of(moments, spec, centred=True).to(kernel)
+    kernel = kernel if slopes is None else slopes.weigh(kernel)
     whole = (kernel.norm() if metric is None else torch.tensor(metric.norm(kernel))).square().clamp_min(torch.finfo(torch.float64).tiny)
+    scale = sensitivity if slopes is not None else sensitivity / float(whole)
     dense = getattr(workload([spec], calls), of)
     points = [
-        (rank, getattr(cost_at(spec, method, rank, calls), of), error / float(whole) * sensitivity)
-        for rank, error in method.squared_errors(kernel, metric).items()
-        if all(r % round_to == 0 or r == limit for r, limit in zip(rank, method.limits(spec), strict=True))
+        (rank, getattr(cost_at(spec, method, rank, calls), of), error * scale)
+        for rank, error in method.squared_errors(kernel, metric, round_to=round_to).items()
     ]
     points = [point for point in points if point[1] < dense]
     if not points:
         return Refusal("no rank makes it cheaper")
     ranks, costs, errors = zip(*points, (None, dense, 0.0), strict=True)
-    return ErrorCurve(ranks, np.array(costs, dtype=np.int64), np.array(errors, dtype=np.float64))
+    return ErrorCurve(ranks, np.array(costs, dtype=np.int64), np.array(errors, dtype=np.float64), float(whole) * scale)
 
 
 def allocate_ranks(curves: Mapping[str, ErrorCurve], allowed: int) -> RankAllocation:

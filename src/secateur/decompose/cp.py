@@ -68,11 +68,13 @@ class CP:
         """Take the larger one: the canonical rank is at least the rank of each unfolding."""
         return (max(ranks),)
 
-    def squared_errors(self, kernel: Tensor, metric: Metric | None = None) -> Mapping[tuple[int, ...], float]:
+    def squared_errors(self, kernel: Tensor, metric: Metric | None = None, *, round_to: int = 1) -> Mapping[tuple[int, ...], float]:
         """Fit at a few ranks, quickly: canonical errors cannot be read off a spectrum."""
         quick = replace(self, starts=2, sweeps=_QUICK_SWEEPS, epc=False)
         target = kernel if metric is None else torch.einsum("goi...,gij->goj...", kernel, metric.root()[0])
-        ranks = sorted({max(1, round(min(target.shape[1:3]) * part)) for part in _QUICK_PARTS} | {_exact_rank(target)})
+        full = _exact_rank(target)
+        tried = (round_to * max(1, round(min(target.shape[1:3]) * part / round_to)) for part in _QUICK_PARTS)
+        ranks = sorted({rank for rank in tried if rank < full} | {full})
         return {(rank,): float((target - compose(list(quick(target, (rank,)).values()))).square().sum()) for rank in ranks}
 
     def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.decompose.calls import Call, workload
 from secateur.decompose.linalg import compose
+from secateur.decompose.slopes import Slopes
 from secateur.decompose.spec import Cost, LayerSpec, Refusal, build, cost, read_spec, to_kernel, to_weight
 from secateur.decompose.whiten import Metric, Moments
 from secateur.errors import SelectionError
@@ -45,8 +46,8 @@ class Decomposition(Protocol):
     def from_mode_ranks(self, ranks: Rank) -> Rank:
         """Turn one rank for each unfolding into the method's own rank."""
 
-    def squared_errors(self, kernel: Tensor, metric: Metric | None = None) -> Mapping[Rank, float]:
-        """Return the squared error at candidate ranks, or an upper bound of it, for choosing between layers."""
+    def squared_errors(self, kernel: Tensor, metric: Metric | None = None, *, round_to: int = 1) -> Mapping[Rank, float]:
+        """Return the squared error, or an upper bound of it, at candidate ranks that are full or multiples of `round_to`."""
 
     def __call__(self, kernel: Tensor, rank: Rank, metric: Metric | None = None) -> Mapping[str, Tensor]:
         """Fit the factor kernels of a float64 kernel `(groups, out, in, *extent)`."""
@@ -88,6 +89,7 @@ def decompose(
     rank: int | Sequence[int],
     *,
     moments: Moments | None = None,
+    slopes: Slopes | None = None,
     correct_bias: bool = True,
     accept_dearer: bool = False,
     trust_forward: bool = False,
@@ -98,14 +100,15 @@ def decompose(
         decompose(nn.Linear(512, 512), SVD(), 64).module   # Sequential(reduce: 512 -> 64, expand: 64 -> 512)
 
     With `moments` of the layer's inputs the error of its outputs is minimised instead of that of its weight, and the bias takes up the mean
-    of what is lost. Where the moments know the dense model's inputs too, the outputs on these are the aim.
+    of what is lost. Where the moments know the dense model's inputs too, the outputs on these are the aim. With `slopes` it is the error of
+    the model's outputs.
     `size` is the spatial size of the input, for counting multiply-adds.
     """
     spec = read_spec(layer, trust_forward=trust_forward)
     found = spec if isinstance(spec, Refusal) else check(spec, method, rank, accept_dearer=accept_dearer, size=size)
     if isinstance(found, Refusal) or isinstance(spec, Refusal):
         raise SelectionError(f"{method.name} cannot factorize {layer}: {found.reason if isinstance(found, Refusal) else ''}")
-    return _factorize(layer, spec, method, found, moments=moments, correct_bias=correct_bias, size=size)
+    return _factorize(layer, spec, method, found, moments=moments, slopes=slopes, correct_bias=correct_bias, size=size)
 
 
 def check(
@@ -156,6 +159,7 @@ def _factorize(
     rank: Rank,
     *,
     moments: Moments | None,
+    slopes: Slopes | None,
     correct_bias: bool,
     size: Sequence[int] | None,
 ) -> Factorized:
@@ -165,7 +169,7 @@ def _factorize(
     specs = _with_bias(method.layers(spec, rank), moved=moments is not None and correct_bias)
     # Rounded first: the recomposed weight must be that of the stored factors.
     wanted = kernel if metric is None else metric.restored(kernel)
-    factors = {role: factor.to(weight.dtype) for role, factor in method(wanted, rank, metric).items()}
+    factors = {role: factor.to(weight.dtype) for role, factor in _fitted(method, wanted, rank, metric, slopes).items()}
     recomposed = compose([factor.double() for factor in factors.values()])
     lost = kernel - recomposed
     if metric is not None and correct_bias:
@@ -183,6 +187,14 @@ def _factorize(
         before=cost([spec], size),
         after=cost(list(specs.values()), size),
     )
+
+
+def _fitted(method: Decomposition, kernel: Tensor, rank: Rank, metric: Metric | None, slopes: Slopes | None) -> Mapping[str, Tensor]:
+    if slopes is None:
+        return method(kernel, rank, metric)
+    factors = method(slopes.weigh(kernel), rank, metric)
+    *_, last = factors
+    return {**factors, last: slopes.unweigh(factors[last])}
 
 
 def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -51,9 +51,9 @@ class SVD:
     def from_mode_ranks(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
         return ranks
 
-    def squared_errors(self, kernel: Tensor, metric: Metric | None = None) -> Mapping[tuple[int, ...], float]:
+    def squared_errors(self, kernel: Tensor, metric: Metric | None = None, *, round_to: int = 1) -> Mapping[tuple[int, ...], float]:
         matrix = kernel.flatten(2)
-        return tails(matrix if metric is None else matrix @ metric.root()[0])
+        return tails(matrix if metric is None else matrix @ metric.root()[0], round_to=round_to)
 
     def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:
         """Split a kernel `(groups, out, in, 1...)` into `reduce` and `expand`."""
@@ -102,9 +102,9 @@ class SpatialSVD:
     def from_mode_ranks(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
         return ranks
 
-    def squared_errors(self, kernel: Tensor, metric: Metric | None = None) -> Mapping[tuple[int, ...], float]:
+    def squared_errors(self, kernel: Tensor, metric: Metric | None = None, *, round_to: int = 1) -> Mapping[tuple[int, ...], float]:
         (matrix,) = self.unfoldings(kernel)
-        return tails(matrix if metric is None else matrix @ _root_of_taps(metric, kernel.shape[3]))
+        return tails(matrix if metric is None else matrix @ _root_of_taps(metric, kernel.shape[3]), round_to=round_to)
 
     def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:
         """Split a kernel `(groups, out, in, *extent)` into `reduce` and `expand`."""
@@ -125,11 +125,11 @@ def _root_of_taps(metric: Metric, taps: int) -> Tensor:
     return torch.stack([torch.kron(root, identity) for root in metric.root()[0].contiguous()])
 
 
-def tails(matrix: Tensor) -> dict[tuple[int, ...], float]:
-    """Return for every rank the sum of the squared singular values that it leaves out."""
+def tails(matrix: Tensor, *, round_to: int = 1) -> dict[tuple[int, ...], float]:
+    """Return for every rank that is full or a multiple of `round_to` the sum of the squared singular values that it leaves out."""
     squares = squared_singular_values(matrix).sum(0)
     left_out = squares.flip(0).cumsum(0).flip(0)[1:].tolist()
-    return {(rank,): tail for rank, tail in enumerate([*left_out, 0.0], start=1)}
+    return {(rank,): tail for rank, tail in enumerate([*left_out, 0.0], start=1) if rank % round_to == 0 or rank == len(squares)}
 
 
 def split(matrix: Tensor, rank: int, *, root: Tensor | None = None, balance: bool = True) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class Tucker:
     def from_mode_ranks(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
         return ranks
 
-    def squared_errors(self, kernel: Tensor, metric: Metric | None = None) -> Mapping[tuple[int, ...], float]:
+    def squared_errors(self, kernel: Tensor, metric: Metric | None = None, *, round_to: int = 1) -> Mapping[tuple[int, ...], float]:
         """Return the error of truncated HOSVD, exactly, on a grid of rank pairs; HOOI can only lower it.
 
         One rotation by the full factors serves all pairs: the energy of a corner of the core is what its ranks capture.
@@ -95,7 +95,7 @@ class Tucker:
         factor_out = leading_left(target.flatten(2), target.shape[1])
         energy = project(target, factor_in, factor_out).flatten(3).square().sum((0, 3))
         lost = (energy.sum() - energy.cumsum(0).cumsum(1)).clamp_min(0)
-        grid_in, grid_out = _grid(target.shape[2]), _grid(target.shape[1])
+        grid_in, grid_out = _grid(target.shape[2], round_to), _grid(target.shape[1], round_to)
         return {(r_in, r_out): float(lost[r_out - 1, r_in - 1]) for r_in in grid_in for r_out in grid_out}
 
     def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:
@@ -127,8 +127,10 @@ class Tucker:
         return factors
 
 
-def _grid(limit: int) -> list[int]:
-    return sorted({round(limit * step / _GRID) for step in range(1, _GRID + 1)} - {0})
+def _grid(limit: int, round_to: int) -> list[int]:
+    """Ranks up to the full one, in about equal steps that are multiples of `round_to`."""
+    wanted = (round_to * round(limit * step / _GRID / round_to) for step in range(1, _GRID + 1))
+    return sorted({rank for rank in wanted if 0 < rank < limit} | {limit})
 
 
 def hooi(kernel: Tensor, rank: tuple[int, ...], *, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:

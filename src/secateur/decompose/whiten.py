@@ -204,7 +204,7 @@ def gather_moments(
                 raise SelectionError(f"no input moments for layer {name}: {spec.reason}")
             hook = _hook(watch, name, spec)
             hooks.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 args, kwargs = normalise_inputs(batch)
                 model(*args, **kwargs)
@@ -254,7 +254,7 @@ def _inputs_of(model: nn.Module, name: str, batch: Any, calls: int) -> list[Tens
     handle = model.get_submodule(name).register_forward_pre_hook(watch, with_kwargs=True)
     args, kwargs = normalise_inputs(batch)
     try:
-        with _evaluating(model), torch.no_grad(), suppress(_Reached):
+        with evaluating(model), torch.no_grad(), suppress(_Reached):
             model(*args, **kwargs)
     finally:
         handle.remove()
@@ -270,7 +270,8 @@ def _hook(watch: Any, name: str, spec: LayerSpec) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode; every module's own mode is back afterwards."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from secateur.capture import Capture
-from secateur.decompose import Decomposable, Moments, captured_layers, gather_moments, gather_paired, method_of, replace_layers
+from secateur.decompose import (
+    Decomposable,
+    Moments,
+    Slopes,
+    captured_layers,
+    gather_moments,
+    gather_paired,
+    gather_slopes,
+    method_of,
+    replace_layers,
+)
 from secateur.decompose.factors import Decomposition, Factorized, check, decompose
 from secateur.decompose.linalg import compose
 from secateur.decompose.spec import LayerSpec, Refusal, build, read_spec, to_kernel, to_weight, weight_shape
@@ -68,6 +78,7 @@ def factorize(capture: Capture, edits: Sequence[Factorize], batches: Batches | N
     model = copy.deepcopy(capture.model)
     seeing = [edit.layer for edit in ordered if edit.fit == "inputs"]
     moments = input_moments(capture.model, seeing, batches) if batches else {}
+    slopes = output_slopes(capture.model, [edit.layer for edit in ordered if edit.weighted and edit.needs_data], batches) if batches else {}
     rows = []
     for edit in ordered:
         row = layers[edit.layer]
@@ -76,7 +87,7 @@ def factorize(capture: Capture, edits: Sequence[Factorize], batches: Batches | N
                 capture.model, model, edit.layer, batches(), calls=len(row.calls), patch_limit=PATCH_LIMIT, trust_forward=row.trusted
             )
             moments = {edit.layer: paired.shrunk()}
-        found = _fitted(model.get_submodule(edit.layer), edit, moments.get(edit.layer), trusted=row.trusted)
+        found = _fitted(model.get_submodule(edit.layer), edit, moments.get(edit.layer), slopes.get(edit.layer), trusted=row.trusted)
         replace_layers(model, {edit.layer: found.module})
         rows.append(_told(edit, found))
     return model, rows
@@ -103,18 +114,30 @@ def check_layers(capture: Capture, edits: Sequence[Factorize]) -> dict[str, Deco
 def input_moments(model: nn.Module, layers: Sequence[str], batches: Batches) -> dict[str, Moments]:
     """Gather the moments of the inputs of layers, in as few passes over the calibration data as memory allows."""
     found: dict[str, Moments] = {}
-    for part in _parts(model, layers):
+    for part in _parts(model, layers, _input_elements):
         found |= gather_moments(model, part, batches(), patch_limit=PATCH_LIMIT, trust_forward=True)
     return {name: moments.shrunk() for name, moments in found.items()}
 
 
-def _parts(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
+def output_slopes(model: nn.Module, layers: Sequence[str], batches: Batches) -> dict[str, Slopes]:
+    """Gather the slopes of layers, in as few passes over the calibration data as memory allows."""
+    found: dict[str, Slopes] = {}
+    for part in _parts(model, layers, lambda spec: spec.groups * spec.group_outputs**2):
+        found |= gather_slopes(model, part, batches(), trust_forward=True)
+    return found
+
+
+def _input_elements(spec: LayerSpec) -> int:
+    return spec.groups * max(spec.group_inputs, min(spec.group_inputs * spec.taps, PATCH_LIMIT)) ** 2
+
+
+def _parts(model: nn.Module, names: Sequence[str], elements: Callable[[LayerSpec], int]) -> list[list[str]]:
     parts: list[list[str]] = []
     room = 0
     for name in names:
         spec = read_spec(model.get_submodule(name), trust_forward=True)
         assert isinstance(spec, LayerSpec)
-        size = spec.groups * max(spec.group_inputs, min(spec.group_inputs * spec.taps, PATCH_LIMIT)) ** 2
+        size = elements(spec)
         if not parts or size > room:
             parts.append([])
             room = _ELEMENTS
@@ -123,11 +146,18 @@ def _parts(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
     return parts
 
 
-def _fitted(layer: nn.Module, edit: Factorize, moments: Moments | None, *, trusted: bool) -> Factorized:
+def _fitted(layer: nn.Module, edit: Factorize, moments: Moments | None, slopes: Slopes | None, *, trusted: bool) -> Factorized:
     method = method_of(edit.method, edit.options)
     try:
         return decompose(
-            layer, method, edit.rank, moments=moments, correct_bias=edit.correct_bias, accept_dearer=True, trust_forward=trusted
+            layer,
+            method,
+            edit.rank,
+            moments=moments,
+            slopes=slopes,
+            correct_bias=edit.correct_bias,
+            accept_dearer=True,
+            trust_forward=trusted,
         )
     except SelectionError as error:
         raise PlanError(f"The plan factorizes {edit.layer!r}, but {error}.") from error

@@ -29,8 +29,10 @@ from secateur.rewrite.planned import planned_cut
 from secateur.score import L2, Combine, Scorer, calibrate, gather, needs_data, score_groups
 from secateur.score.batches import Data
 from secateur.study.calibration import Calibration, calibration
-from secateur.study.decomposition import USUAL, Budget, Decompose, RankChoice, choose_factors
+from secateur.study.decomposition import choose_factors
+from secateur.study.rank_budget import Budget
 from secateur.study.stages import stages
+from secateur.study.wish import USUAL, Decompose, RankChoice
 from secateur.target import Candidates, Target, reach
 
 
@@ -177,6 +179,9 @@ class Study:
         correct_bias: bool = True,
         round_to: int = 1,
         accept_dearer: bool = False,
+        weighted: bool | None = None,
+        timed: bool = False,
+        strict: bool = False,
     ) -> Plan:
         """Decide which layers are factorized, and at what ranks; nothing is changed.
 
@@ -195,6 +200,10 @@ class Study:
             correct_bias: let biases take up the mean of what is lost, where there are data.
             round_to: with a target, ranks are multiples of it.
             accept_dearer: take ranks that make a layer dearer.
+            weighted: let errors of outputs count as the model's outputs depend on them; by default where factors are fitted to inputs
+                and the model can be differentiated.
+            timed: leave a layer as it is where its factors are measured to be slower.
+            strict: raise an error where a layer that factors could replace stays as it is.
 
         Raises:
             SelectionError: a name or glob matches no layer, a layer asked for by name cannot be made cheaper so, or a target
@@ -211,10 +220,11 @@ class Study:
                 "Ranks are found for a target of MACs or parameters. Give one of these, and see the latency in the result."
             )
         held = calibration(self.capture, data, samples)
-        wish = Decompose(method, rank, fit, correct_bias, round_to, accept_dearer)
+        wish = Decompose(method, rank, fit, correct_bias, round_to, accept_dearer, weighted, timed, strict)
         budget = None if target is None else Budget.of_target(target, self._within(target), self.macs.total, self.parameters)
         edits, notes = choose_factors(self.capture, self.decomposable, wish, exclude=exclude, budget=budget, held=held)
-        return self._planned(edits, {**_versions(), "decomposition": wish.to_json(target, held), "notes": list(notes)})
+        told = replace(wish, weighted=any(edit.weighted for edit in edits)).to_json(target, held)
+        return self._planned(edits, {**_versions(), "decomposition": told, "notes": list(notes)})
 
     @property
     def parameters(self) -> int:

@@ -56,7 +56,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@echo "Installing Secateur with what the tests need (PyTorch is a large download the first time)"
-	@$(PIP) --editable '.[dev,demo,onnx,transformers,vision]'
+	@$(PIP) --editable '.[dev,demo,onnx,train,transformers,vision]'
 	@$(PIP) --no-deps foolbox==3.3.4
 	@touch $@
 

@@ -15,6 +15,7 @@ from secateur.errors import (
     RewriteError,
     SecateurError,
     SelectionError,
+    TrainingError,
     UsageError,
 )
 from secateur.export import load
@@ -28,6 +29,7 @@ from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, Index, Nuclear
 from secateur.study import Study, study
 from secateur.study.wish import Decompose
 from secateur.target import Target
+from secateur.tune import Distillation, FineTune, Tuned
 
 __version__ = _version("secateur")
 
@@ -40,8 +42,10 @@ __all__ = [
     "BatchNorm",
     "CaptureError",
     "Decompose",
+    "Distillation",
     "Factorize",
     "FileError",
+    "FineTune",
     "Fisher",
     "FoldMeans",
     "GeometricMedian",
@@ -77,7 +81,9 @@ __all__ = [
     "Study",
     "Target",
     "Taylor",
+    "TrainingError",
     "Tucker",
+    "Tuned",
     "Uniform",
     "UsageError",
     "Variance",

@@ -9,7 +9,8 @@
     │   └── MissingExtraError an optional package that is not installed
     ├── CaptureError          no way of capturing the model's computation worked
     ├── RewriteError          an operator met a smaller tensor in a way that has no rewrite
-    └── ProofError            the smaller model differs from the masked dense model
+    ├── ProofError            the smaller model differs from the masked dense model
+    └── TrainingError         training has gone wrong and cannot go on
 
 Each message says what was found, where, and what to do.
 """
@@ -67,3 +68,7 @@ class ProofError(SecateurError):
         super().__init__(message)
         self.node = node
         self.error = error
+
+
+class TrainingError(SecateurError):
+    """Training has gone wrong and cannot go on."""

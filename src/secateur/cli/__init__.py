@@ -10,6 +10,7 @@ from secateur.cli.command import register
 from secateur.cli.compress import compress
 from secateur.cli.decompose import decompose
 from secateur.cli.demo import demo
+from secateur.cli.finetune import finetune
 from secateur.cli.layers import layers
 from secateur.cli.prove import prove
 from secateur.cli.prune import prune
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (layers, prune, decompose, apply, compress, prove, bench, report, demo):
+for command in (layers, prune, decompose, apply, compress, finetune, prove, bench, report, demo):
     register(app, command)
 
 

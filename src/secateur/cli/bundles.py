@@ -33,10 +33,12 @@ class Settings:
 
     cls: type
     leave_out: frozenset[str] = frozenset()
+    title: str | None = None
+    """What the help puts above the options; by default the first sentence about the class."""
 
     def parameters(self) -> Sequence[inspect.Parameter]:
         """One option a field."""
-        panel = plain((self.cls.__doc__ or self.cls.__name__).splitlines()[0]).rstrip(".")
+        panel = self.title or plain((self.cls.__doc__ or self.cls.__name__).splitlines()[0]).rstrip(".")
         hints, texts = get_type_hints(self.cls), field_texts(self.cls)
         return [parameter(f, hints[f.name], texts.get(f.name, ""), panel) for f in self._fields()]
 

@@ -213,11 +213,11 @@ def _images(folder: Path, capture: Capture) -> Iterator[Tensor]:
             f"Images from a folder need a model that takes n x 3 x height x width (or n x 1), not {_shape(torch.as_tensor(first))}."
         )
     for file in files:
-        yield _image(file, tuple(first.shape[1:])).unsqueeze(0)
+        yield read_image(file, tuple(first.shape[1:])).unsqueeze(0)
 
 
-def _image(file: Path, shape: tuple[int, ...]) -> Tensor:
-    """One image: its middle, as large as fits, brought to the size."""
+def read_image(file: Path, shape: tuple[int, ...], *, side: float = 1.0, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """One image brought to a shape: its middle, as large as fits, or of a part whose sides are smaller, at a place in [0, 1]."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -225,9 +225,17 @@ def _image(file: Path, shape: tuple[int, ...]) -> Tensor:
     channels, height, width = shape
     try:
         with Image.open(file) as opened:
-            fitted = ImageOps.fit(opened.convert("RGB" if channels == 3 else "L"), (width, height), Image.Resampling.BICUBIC)
+            picture = opened.convert("RGB" if channels == 3 else "L")
+            part = picture if side == 1.0 else picture.crop(_corners(picture.size, side, place))
+            fitted = ImageOps.fit(part, (width, height), Image.Resampling.BICUBIC)
     except OSError as error:
         raise FileError(f"Cannot read the image {file}: {error}.") from error
     pixels = torch.from_numpy(np.array(fitted, dtype=np.float32) / 255).reshape(height, width, channels).permute(2, 0, 1)
     mean, std = (torch.tensor(v[:channels]).view(-1, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     return (pixels - mean) / std
+
+
+def _corners(size: tuple[int, int], side: float, place: tuple[float, float]) -> tuple[int, int, int, int]:
+    lengths = [max(1, round(length * side)) for length in size]
+    left, top = (round((whole - length) * share) for whole, length, share in zip(size, lengths, place, strict=True))
+    return left, top, left + lengths[0], top + lengths[1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.tune.checkpoint import Checkpoint
 from tune.models import Noisy, Normed, perceptron, vectors
 
 SETTINGS = sc.FineTune(epochs=3, optimizer="adamw", rate=0.02, batch_size=4, average=0.9, warmup=0.5, clip=1.0)
@@ -118,6 +119,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path: Path, monke
         settings(perceptron(), [vectors()])
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert len(Checkpoint.read(tmp_path).told["epochs"]) == 1
     again = settings(perceptron(), [vectors()], resume=True)
     whole = sc.FineTune(epochs=2)(perceptron(), [vectors()])
     torch.testing.assert_close(dict(again.model.state_dict()), dict(whole.model.state_dict()), rtol=0, atol=0)

@@ -16,7 +16,8 @@ from secateur.decompose.linalg import symmetric_root
 from secateur.decompose.spec import LayerSpec, Refusal, read_spec
 from secateur.decompose.whiten import evaluating
 from secateur.errors import ModelError, SelectionError
-from secateur.score.calibrate import projected
+from secateur.score.calibrate import number_of, projected
+from secateur.score.ranks import summed, total
 
 SHRINKAGE = 0.1
 """How far the slopes of different channels are drawn towards independence."""
@@ -65,7 +66,7 @@ def gather_slopes(
     outputs together. No labels are needed, parameters gather no gradients.
     """
     specs = {name: _spec(model, name, trust_forward=trust_forward) for name in names}
-    generator, found = torch.Generator().manual_seed(seed), dict[str, Slopes]()
+    generator, found = torch.Generator(), dict[str, Slopes]()
     calls: list[tuple[str, Tensor]] = []
 
     def watch(name: str) -> Any:
@@ -83,6 +84,7 @@ def gather_slopes(
             for batch in batches:
                 calls.clear()
                 args, kwargs = normalise_inputs(batch)
+                generator.manual_seed(seed + number_of(pytree.tree_leaves((args, kwargs))))
                 samples, gradients = _gradients(model(*args, **kwargs), [seen for _, seen in calls], generator)
                 each = _outer([name for name, _ in calls], gradients, specs)
                 for name, outer in each.items():
@@ -92,7 +94,7 @@ def gather_slopes(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return {name: Slopes(total(slopes.samples), summed(slopes.outer)) for name, slopes in found.items()}
 
 
 def _spec(model: nn.Module, name: str, *, trust_forward: bool) -> LayerSpec:

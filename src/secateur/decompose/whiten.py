@@ -21,6 +21,7 @@ from secateur.capture.inputs import normalise_inputs
 from secateur.decompose.linalg import ridge_solve, symmetric_root
 from secateur.decompose.spec import LayerSpec, Refusal, read_spec
 from secateur.errors import SelectionError
+from secateur.score.ranks import summed, total
 
 # Elements of an unfolded chunk; bounds memory, changes nothing else.
 _CHUNK = 1 << 24
@@ -47,6 +48,11 @@ class Moments:
         else:
             summed = (self.target[0] + other.target[0], self.target[1] + other.target[1])
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer, summed)
+
+    def shared(self) -> Moments:
+        """Sums over the inputs of all processes."""
+        target = None if self.target is None else (summed(self.target[0]), summed(self.target[1]))
+        return Moments(total(self.count), summed(self.total), summed(self.outer), target)
 
     @property
     def mean(self) -> Tensor:
@@ -211,7 +217,7 @@ def gather_moments(
     finally:
         for handle in hooks:
             handle.remove()
-    return gathered
+    return {name: moments.shared() for name, moments in gathered.items()}
 
 
 def gather_paired(
@@ -239,7 +245,7 @@ def gather_paired(
             found = moments if found is None else found + moments
     if found is None:
         raise SelectionError(f"no calibration batch reaches layer {name}")
-    return found
+    return found.shared()
 
 
 def _inputs_of(model: nn.Module, name: str, batch: Any, calls: int) -> list[Tensor]:

@@ -20,6 +20,7 @@ from secateur.recover.spread import Spread
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch, Data, batches
 from secateur.score.products import product_at
+from secateur.score.ranks import check_samples
 
 Basis = Literal["best", "kept"]
 FLOOR = 1e-6
@@ -69,7 +70,8 @@ class Attention:
         given = list(batches(data, cut.solution.walk.capture, samples=self.samples))
         found = self.bases(cut, given)
         write_back(found.values, model, cut.solution.walk.capture)
-        return Recovered(f"attention in the {self.basis} basis", found.changes, found.skipped, sum(b.valid for b in given))
+        seen = check_samples(sum(b.valid for b in given))
+        return Recovered(f"attention in the {self.basis} basis", found.changes, found.skipped, seen)
 
     @torch.no_grad()
     def bases(self, cut: Cut, given: Sequence[Batch]) -> Bases:
@@ -77,11 +79,11 @@ class Attention:
         products, mixings, skipped = _thinner(cut)
         if not products and not mixings:
             return Bases(skipped=skipped)
-        if not given:
-            raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+        check_samples(len(given))
         seen = Spread(cut, products, mixings)
         for batch in given:
             seen.take(batch)
+        seen.share()
         made = Rotated(cut)
         changes = {p.name: self._scores(p, seen, made) for p in products}
         changes |= {m.name: self._values(m, seen, made) for m in mixings if self.basis == "best"}

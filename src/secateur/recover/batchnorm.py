@@ -15,12 +15,14 @@ from secateur.errors import SelectionError
 from secateur.recover.recovery import Change, Recovered
 from secateur.rewrite import Cut, Slices
 from secateur.score.batches import Data, calibration_inputs
+from secateur.score.ranks import check_samples, processes, summed, total
 
 
 def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
     """Set running means and variances to their averages over calibration batches, in place; return the number of layers.
 
-    Every batch counts equally. Weights, and the train or eval mode of every module, stay as they are.
+    Every batch counts equally, those of other processes too where there are several. Weights, and the train or eval mode of every
+    module, stay as they are.
 
     Li et al., EagleEye, ECCV 2020.
 
@@ -41,16 +43,32 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
             layer.reset_running_stats()
             layer.momentum = None
             layer.train()
+        count = 0
         with torch.no_grad():
             for batch in data:
                 args, kwargs = normalise_inputs(batch)
                 model(*args, **kwargs)
+                count += 1
+        if processes() > 1:
+            _share(layers, count)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
     return len(layers)
+
+
+@torch.no_grad()
+def _share(layers: Sequence[nn.modules.batchnorm._BatchNorm], count: int) -> None:
+    """Average the statistics of all processes, each as often as it had batches."""
+    batches = total(count)
+    for layer in layers:
+        for statistic in (layer.running_mean, layer.running_var):
+            assert statistic is not None
+            statistic.copy_(summed(statistic * count) / batches)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.fill_(batches)
 
 
 def shift_batch_norm(model: nn.Module, dense: nn.Module, cut: Cut, data: Sequence[Any]) -> int:
@@ -102,8 +120,7 @@ class BatchNorm:
             raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
         capture = cut.solution.walk.capture
         given = list(calibration_inputs(capture, data, samples=self.samples))
-        if not given:
-            raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+        check_samples(len(given))
         if self.statistics == "shifted":
             shift_batch_norm(model, capture.model, cut, given)
         else:

@@ -20,6 +20,7 @@ from secateur.rewrite import Cut
 from secateur.rewrite.graph import rewrite_graph
 from secateur.score.batches import Batch, Data, batches
 from secateur.score.progress import with_progress
+from secateur.score.ranks import check_samples, collected
 
 GIB = 1 << 30
 
@@ -78,6 +79,7 @@ class Refit:
         program, capture = rewrite_graph(cut), cut.solution.walk.capture
         load_values(program, model)
         given = list(batches(data, capture, samples=self.samples))
+        seen = check_samples(sum(b.valid for b in given))
         bases = Bases() if self.basis == "as cut" else Attention(self.basis).bases(cut, given)
         write_back(bases.values, program, capture)
         pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit, bases.transforms)
@@ -88,11 +90,11 @@ class Refit:
                 changes[pair.layer] = pair.settle(folds, self.ridge)
         touched = {name for pair in pairs for name in pair.names} | set(bases.values)
         write_back({n: t for n, t in own_tensors(program).items() if n in touched}, model, capture)
-        return Recovered("refit", changes, {**bases.skipped, **skipped}, sum(b.valid for b in given) if changes else 0)
+        return Recovered("refit", changes, {**bases.skipped, **skipped}, seen if changes else 0)
 
     def _holds(self, pairs: Sequence[Pair], given: Sequence[Batch], cut: Cut) -> bool:
         size = bytes_at(cut.solution.walk.capture.graph, [p.dense.node for p in pairs])
-        return 2 * size * len(given) <= self.memory_gib * GIB
+        return all(collected(2 * size * len(given) <= self.memory_gib * GIB))
 
 
 def _stages(pairs: Sequence[Pair], count: int) -> list[list[Pair]]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.score.ranks import summed, total
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, relative to the mean variance of an input."""
 
@@ -50,6 +52,11 @@ class Sums:
         self.xx += x.mT @ x
         self.yx += y.mT @ x
         self.yy += y.square().sum(1)
+
+    def shared(self) -> Sums:
+        """Sums over the rows of all processes."""
+        parts = (summed(part) for part in (self.x, self.y, self.xx, self.yx, self.yy))
+        return Sums(total(self.count), *parts)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(

@@ -12,6 +12,7 @@ from secateur.recover.paired import Steps
 from secateur.recover.readers import arguments
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch
+from secateur.score.ranks import summed
 
 
 class Spread:
@@ -37,6 +38,10 @@ class Spread:
             output = run.step()
             for each in by_node[node]:
                 self._add(each, inputs, output, batch)
+
+    def share(self) -> None:
+        """Add the other processes' moments."""
+        self.moments = {key: summed(moment) for key, moment in self.moments.items()}
 
     def _add(self, each: Product | Mixing, inputs: Mapping[fx.Node, Tensor], output: Tensor, batch: Batch) -> None:
         if isinstance(each, Mixing):

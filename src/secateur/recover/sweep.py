@@ -11,15 +11,17 @@ from secateur.recover.pairs import Pair
 from secateur.recover.regression import Sums
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch
+from secateur.score.ranks import counted_before
 
 
 class Sweep:
-    """Runs calibration data through both programs and gathers sums for a stage of layers at a time."""
+    """Runs calibration data through both programs and gathers sums for a stage of layers at a time, those of all processes."""
 
     def __init__(self, cut: Cut, program: fx.GraphModule, given: Sequence[Batch], held: bool) -> None:
         self.held = held
         self._programs = (cut.solution.walk.capture.program, program)
         self._given = given
+        self._before, self._count = counted_before(len(given))
         self._open = [self._steps(b) for b in given] if held else []
 
     def _steps(self, batch: Batch) -> tuple[Steps, Steps]:
@@ -35,7 +37,7 @@ class Sweep:
                 kept = self._watch(pair, dense, small, folds, number)
                 if pair is not stage[-1]:
                     small.step(value=kept)
-        return found
+        return [[sums.shared() for sums in folds] for folds in found]
 
     def _watch(self, pair: Pair, dense: Steps, small: Steps, folds: Sequence[Sums], number: int) -> Tensor:
         dense.until(pair.dense.node)
@@ -49,11 +51,11 @@ class Sweep:
         return outputs
 
     def _folds(self, number: int, length: int) -> Iterator[tuple[int, slice]]:
-        """Whole batches in turn, or the halves of the only one; samples that fill up the last batch are left out."""
+        """Whole batches in turn, counted over all processes, or the halves of the only one; samples that fill up a batch are left out."""
         batch = self._given[number]
         valid = max(1, length * batch.valid // batch.size)
-        if len(self._given) > 1:
-            yield number % 2, slice(0, valid)
+        if self._count > 1:
+            yield (self._before + number) % 2, slice(0, valid)
         else:
             yield 0, slice(0, valid - valid // 2)
             yield 1, slice(valid - valid // 2, valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +12,14 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from secateur.errors import ModelError, SelectionError
+from secateur.errors import ModelError
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
 from secateur.score.batches import Batch, Data, batches
 from secateur.score.combine import Combine, Part
 from secateur.score.observer import Call, DataScorer, GradientObserver, Observer
 from secateur.score.progress import with_progress
+from secateur.score.ranks import check_samples, processes
 from secateur.score.scorer import Scorer
 
 
@@ -34,6 +36,7 @@ def calibrate(
 
     ``data`` may be anything that :func:`~secateur.score.batches.batches` reads. At most ``samples`` samples are used,
     in batches as large as the example inputs that the graph was captured with. Nothing is run where no criterion asks.
+    Several processes (torch.distributed) each show their own data, and all get the scores of all of it.
     """
     watched = _observers(solution, [g for g in groups if g.prunable and g.kind == "channels"], criteria, combine or Combine())
     observers = [o for some in watched.values() for o in some]
@@ -60,8 +63,10 @@ def _run(solution: Solution, observers: Sequence[Observer], data: Data, samples:
     for batch in with_progress(batches(data, capture, samples=samples), "Calibrating", _runs(samples, capture.flat_inputs())):
         watch.show(batch)
         seen += batch.valid
-    if not seen:
-        raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
+    check_samples(seen)
+    if processes() > 1:
+        for each in observers:
+            each.share()
 
 
 def _runs(samples: int | None, example: Sequence[Any]) -> int | None:
@@ -79,12 +84,13 @@ class _Watch(fx.Interpreter):
             self._observers[each.node].append(each)
         self._graded = {o.node for o in observers if isinstance(o, GradientObserver)}
         self._calls: dict[fx.Node, Call] = {}
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator()
         self._sizes = (1, 1)
 
     def show(self, batch: Batch) -> None:
         """Run one batch."""
         self._sizes = (batch.size, batch.valid)
+        self._generator.manual_seed(number_of(batch.leaves))
         try:
             with torch.set_grad_enabled(bool(self._graded)), torch.random.fork_rng(devices=list(_cuda_devices(batch))):
                 outputs = self.run(*batch.leaves)
@@ -107,7 +113,7 @@ class _Watch(fx.Interpreter):
         return output
 
     def _show_gradients(self, outputs: Any) -> None:
-        """Show gradients of the outputs' product with random numbers, which are drawn for each batch anew."""
+        """Show gradients of the outputs' product with random numbers, which come from the batch, whatever process has it."""
         leaves = [leaf for leaf in pytree.tree_leaves(outputs) if getattr(leaf, "requires_grad", False)]
         calls, self._calls = self._calls, {}
         if not leaves:
@@ -128,6 +134,12 @@ def projected(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     spread = (values - values.mean(0) if values.ndim and len(values) > 1 else values).square().mean().sqrt()
     product: torch.Tensor = (real * directions).sum() / spread.clamp_min(torch.finfo(torch.float32).tiny)
     return product.to(torch.promote_types(product.dtype, torch.float32))
+
+
+def number_of(leaves: Iterable[Any]) -> int:
+    """A number that the values of a batch give, so that random numbers are the same for it in whatever process and precision it is."""
+    tensors = [torch.view_as_real(x) if x.is_complex() else x for x in leaves if isinstance(x, torch.Tensor)]
+    return zlib.crc32(b"".join(x.detach().cpu().double().numpy().tobytes() for x in tensors))
 
 
 def _cuda_devices(batch: Batch) -> Iterator[torch.device]:

@@ -14,6 +14,7 @@ from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, precise
 from secateur.score.observer import Call, Observer
+from secateur.score.ranks import collected
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Squares:
         """Add one batch."""
         change = precise(gradient) * precise(call.output.detach())
         self.found.append(self.member.fold(change.square(), self.size).cpu() / max(call.valid, 1))
+
+    def share(self) -> None:
+        """Add the other processes' batches."""
+        self.found = [each for found in collected(self.found) for each in found]
 
     def parts(self) -> Sequence[Part]:
         """Half the squares, averaged over batches."""

@@ -16,6 +16,7 @@ from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, occurrences, precise
 from secateur.score.observer import Call, Observer
 from secateur.score.places import Place, batch_dim, numbers, place_of, places
+from secateur.score.ranks import collected, summed, total
 
 _ELEMENTS = 1 << 23
 """Elements of feature maps that are brought to double precision at once."""
@@ -64,10 +65,17 @@ class FeatureMaps:
         self.channels, maps = self._maps(call)
         self.samples += maps.shape[1]
         self.stored.append(maps)
-        if self.samples > maps.shape[2]:
-            grams = [_gram(each.mT) for each in self.stored]
-            self.gram = sum(grams, torch.zeros_like(grams[0]) if self.gram is None else self.gram)
-            self.stored.clear()
+        self._fold(maps.shape[2])
+
+    def share(self) -> None:
+        """Add the other processes' samples."""
+        self.samples = total(self.samples)
+        positions = self.stored[0].shape[2] if self.gram is None else self.gram.shape[-1]
+        self._fold(positions)
+        if self.gram is not None:
+            self.gram = summed(self.gram)
+        else:
+            self.stored = [maps for found in collected(self.stored) for maps in found]
 
     def parts(self) -> Sequence[Part]:
         """Nuclear norms divided by the number of samples."""
@@ -75,6 +83,13 @@ class FeatureMaps:
             return ()
         norms = torch.cat(list(self._norms())) / self.samples
         return [(self.channels[picked], norms[torch.as_tensor(picked, device=norms.device)]) for picked in occurrences(self.channels)]
+
+    def _fold(self, positions: int) -> None:
+        """Turn feature maps into their Gram matrices once there are more samples than positions."""
+        if self.samples > positions and self.stored:
+            grams = [_gram(each.mT) for each in self.stored]
+            self.gram = sum(grams, torch.zeros_like(grams[0]) if self.gram is None else self.gram)
+            self.stored.clear()
 
     def _maps(self, call: Call) -> tuple[Labels, Tensor]:
         """Channels, and their maps: ``(channels, samples, positions)``."""

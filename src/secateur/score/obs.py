@@ -14,6 +14,7 @@ from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, precise
 from secateur.score.observer import Call, Observer
+from secateur.score.ranks import summed, total
 from secateur.score.reading import Reading, readings, rows
 
 RIDGE = 1e-2
@@ -80,6 +81,11 @@ class Covariance:
             self._other += precise(other).square().sum((1, 2)).cpu()
         self._count += first.shape[1]
 
+    def share(self) -> None:
+        """Add the other processes' moments."""
+        self._total, self._gram, self._other = summed(self._total), summed(self._gram), summed(self._other)
+        self._count = total(self._count)
+
     def parts(self) -> Sequence[Part]:
         """The covariance with the columns below it, or the product of both energies."""
         if not self._count:
@@ -108,6 +114,11 @@ class Weighted(Covariance):
         valid = max(1, len(gradient) * call.valid // call.batch)
         self._slope += float(precise(gradient[:valid]).square().sum()) / gradient[0].numel()
         self._samples += valid
+
+    def share(self) -> None:
+        """Add the other processes' moments and slopes."""
+        super().share()
+        self._slope, self._samples = total(self._slope), total(self._samples)
 
     def _scale(self) -> Tensor:
         return torch.tensor(self._slope / max(self._samples, 1), dtype=torch.float64).sqrt()

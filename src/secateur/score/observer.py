@@ -39,6 +39,10 @@ class Observer(Protocol):
         """Take in one call."""
         ...
 
+    def share(self) -> None:
+        """Add what the other processes have seen, once all batches are through; see :mod:`secateur.score.ranks`."""
+        ...
+
     def parts(self) -> Sequence[Part]:
         """Scores after all batches: for each producer its channels and their scores."""
         ...

@@ -18,6 +18,7 @@ from secateur.score.evidence import Evidence, precise
 from secateur.score.observer import Call, Observer
 from secateur.score.places import numbers, place_of, product_nodes
 from secateur.score.products import Product, product_at
+from secateur.score.ranks import summed
 from secateur.score.tiles import cosines, pair_sums
 
 
@@ -95,6 +96,10 @@ class ScoreTerms:
         there = channels[:valid] >= 0
         self._total.index_add_(0, channels[:valid][there], rows[:valid][there])
         self._count.index_add_(0, channels[:valid][there], torch.ones_like(rows[:valid][there]))
+
+    def share(self) -> None:
+        """Add the other processes' samples."""
+        self._total, self._count = summed(self._total), summed(self._count)
 
     def parts(self) -> Sequence[Part]:
         """Scores averaged over samples, and over heads where these share a channel."""

@@ -15,6 +15,7 @@ from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, precise
 from secateur.score.observer import Call, Observer
 from secateur.score.places import Place
+from secateur.score.ranks import collected, total
 from secateur.score.reading import made, rows
 
 
@@ -72,6 +73,15 @@ class Gates:
         total = values.sum((1, 2))
         self.total = total if self.total is None else self.total + total
         self.count += values.shape[1] * values.shape[2]
+
+    def share(self) -> None:
+        """Add the other processes' samples."""
+        if not any(collected(self.total is not None)):
+            return
+        self.gates = [batch for each in collected(self.gates) for batch in each]
+        self.slopes = [batch for each in collected(self.slopes) for batch in each]
+        self.total = torch.stack([each for each in collected(self.total) if each is not None]).sum(0)
+        self.count = total(self.count)
 
     def parts(self) -> Sequence[Part]:
         """Squares, averaged over samples."""

@@ -14,6 +14,7 @@ from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, precise
 from secateur.score.observer import Call, Observer
+from secateur.score.ranks import summed, total
 from secateur.score.reading import Reading, readings, rows
 
 
@@ -59,6 +60,10 @@ class Spread:
             other = precise(rows(self._reading.other, call.inputs[self._reading.other.node], call, self._size)).flatten(1)
             self._sums[2] += other.square().sum(1).cpu()
         self._count += first.shape[1]
+
+    def share(self) -> None:
+        """Add the other processes' sums."""
+        self._sums, self._count = summed(self._sums), total(self._count)
 
     def parts(self) -> Sequence[Part]:
         """The variance times the strength, or the product of both energies."""

@@ -10,6 +10,7 @@ from secateur.allocate import Allocation
 from secateur.errors import SelectionError
 from secateur.measure import Latency, compare_latency
 from secateur.rewrite import Cut, draft
+from secateur.score.ranks import of_first
 from secateur.target.candidates import Candidates
 from secateur.target.target import Target
 
@@ -47,12 +48,12 @@ class Stopwatch:
     compare: Compare = compare_latency
 
     def __call__(self, cut: Cut, *, confirm: bool = False) -> Timed:
-        """The latencies of the dense model and of the smaller one."""
+        """The latencies of the dense model and of the smaller one; of several processes those that the first has measured."""
         times = self.longer if confirm else 1
         source = cut.solution.walk.capture
         models: dict[str, Any] = {"dense": source.model, "compressed": draft(cut)}
         timed = self.compare(models, source.args, source.kwargs, warmup=5, repeats=self.repeats * times, budget_s=self.budget_s * times)
-        return Timed(timed["dense"], timed["compressed"])
+        return of_first(Timed(timed["dense"], timed["compressed"]))
 
 
 def reach_latency(target: Target, candidates: Candidates, stopwatch: Stopwatch) -> Allocation:

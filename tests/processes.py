@@ -8,29 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-WORKER = TESTS / "tune" / "worker.py"
-PATIENCE_S = 120
+TESTS = Path(__file__).parent
+PATIENCE_S = 180
 
 
-def run_together(kind: str, out: Path, count: int, worker: Path = WORKER) -> list[Path]:
-    """Run a kind of work in so many processes, and return what each of them wrote."""
+def run_together(worker: Path, out: Path, count: int) -> list[Path]:
+    """Run a script in so many processes, each with the name of a file that it is to write, and return these names."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    files = [out / f"{kind}-{count}-{rank}.pt" for rank in range(count)]
+    files = [out / f"{worker.stem}-{rank}.pt" for rank in range(count)]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     common = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(worker), kind, str(file)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, file in enumerate(files)
-    ]
+    started = []
+    for rank, file in enumerate(files):
+        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        started.append(subprocess.Popen([sys.executable, str(worker), str(file)], env=own, stderr=subprocess.PIPE, text=True))
     try:
         told = [each.communicate(timeout=PATIENCE_S)[1] for each in started]
     finally:

@@ -1,4 +1,4 @@
-"""What each of several processes does in the tests: `python worker.py KIND OUT`, with the variables that torchrun sets."""
+"""What each of two processes does that train one model: `python trains_together.py OUT`, with the variables that torchrun sets."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def train(out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train}[sys.argv[1]](Path(sys.argv[2]))
+    train(Path(sys.argv[1]))

@@ -19,6 +19,7 @@ from secateur.errors import (
     UsageError,
 )
 from secateur.export import load
+from secateur.iterative import Iterated, Iterative
 from secateur.layers import Layer, Layers
 from secateur.pipeline import apply, compress
 from secateur.plan import Factorize, Plan, Prune
@@ -52,6 +53,8 @@ __all__ = [
     "GlobalRank",
     "Index",
     "Isomorphic",
+    "Iterated",
+    "Iterative",
     "L2",
     "Layer",
     "Layers",

@@ -2,6 +2,7 @@
 
 from secateur.rewrite.apply import Rewritten, rewrite, rewrite_factorized
 from secateur.rewrite.compare import Trial
+from secateur.rewrite.compose import compose, edits_of
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.draft import draft
 from secateur.rewrite.factorize import FactorizedLayer, factorize
@@ -21,7 +22,9 @@ __all__ = [
     "Rewritten",
     "Slices",
     "Trial",
+    "compose",
     "draft",
+    "edits_of",
     "factorize",
     "offenders",
     "planned_graph",

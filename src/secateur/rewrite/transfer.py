@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from secateur.capture import CONSTANT_PREFIX
@@ -16,7 +18,11 @@ def transfer(cut: Cut, target: Solution) -> Cut:
     Raises :class:`RewriteError` if the other capture couples channels in a way in which these can't go.
     """
     stored = {place: labels for place, labels in cut.solution.slot_labels.items() if not place[0].startswith(CONSTANT_PREFIX)}
-    wanted = {place: cut.keeps(labels).ravel() for place, labels in stored.items()}
+    return cut_where(target, {place: cut.keeps(labels).ravel() for place, labels in stored.items()})
+
+
+def cut_where(target: Solution, wanted: Mapping[tuple[str, int], Mask]) -> Cut:
+    """The cut that keeps these positions of dimensions of stored tensors, and no others; :class:`RewriteError` if there is none."""
     gone = np.zeros(target.ledger.count, dtype=bool)
     known = np.zeros(target.ledger.count, dtype=bool)
     for key, labels in target.slot_labels.items():
@@ -48,7 +54,7 @@ def _dead_blocks(target: Solution, gone: Mask, known: Mask) -> Mask:
     return np.asarray(target.prunable_blocks & (seen > 0) & (lost == seen))
 
 
-def _compare(found: Cut, wanted: dict[tuple[str, int], Mask]) -> None:
+def _compare(found: Cut, wanted: Mapping[tuple[str, int], Mask]) -> None:
     for (name, dim), labels in found.solution.slot_labels.items():
         if (name, dim) in wanted and not np.array_equal(found.keeps(labels).ravel(), wanted[name, dim]):
             raise RewriteError(f"another capture of the model couples the channels of {name} (dimension {dim}) differently")

@@ -120,7 +120,7 @@ class Held:
     def __call__(self, label_loss: Tensor | None, outputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch whose inputs were ``args`` and ``kwargs``, after the student has returned ``outputs`` for them.
 
-        ``label_loss`` is ``None`` for batches without labels.
+        ``label_loss`` is ``None`` for batches without labels. Without gradients, as in an evaluation, features are left out.
         """
         self._seen[1].clear()
         with torch.no_grad():
@@ -130,12 +130,13 @@ class Held:
             parts["labels"] = label_loss
         if settings.logit_weight:
             parts["logits"] = self._apart(outputs, dense)
-        if settings.feature_weight:
+        if settings.feature_weight and torch.is_grad_enabled():
             parts["features"] = self._features_apart()
         self._seen[0].clear()
         self.parts = {name: part.detach() for name, part in parts.items()}
         weights = {"labels": settings.label_weight, "logits": settings.logit_weight, "features": settings.feature_weight}
-        return torch.stack([weights[name] * part.float() for name, part in parts.items()]).sum()
+        weighed = [weights[name] * part.float() for name, part in parts.items()]
+        return torch.stack(weighed).sum() if weighed else torch.zeros(())
 
     def _apart(self, outputs: Any, dense: Any) -> Tensor:
         (ours, dim), (theirs, _) = scores_of(outputs), scores_of(dense)

@@ -108,7 +108,6 @@ class Run:
     def _batch(self, batch: Any, number: int) -> None:
         """Forward and backward on one batch, and a step where enough of them have been taken."""
         settings, total = self.settings, self.task.batches.count
-        reseed(settings.seed, "step", number, self.done, self.accelerator.process_index)
         closes = self._pending + 1 == settings.accumulate or self.done + 1 == total
         held: AbstractContextManager[Any] = nullcontext() if closes or total is None else self.accelerator.no_sync(self.wrapped)
         with held:

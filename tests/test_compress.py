@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+import secateur as sc
 from secateur.decompose import ByRatio, SpatialSVD
 from secateur.errors import SelectionError
-from secateur.pipeline import compress
+from secateur.pipeline import compress, recovering
 from secateur.plan import Factorize, Prune
 from secateur.study.wish import Decompose
 from secateur.target import Target
@@ -47,3 +48,30 @@ def test_data_serve_the_ranks_the_factors_and_the_statistics() -> None:
 def test_a_rank_and_a_target_exclude_each_other() -> None:
     with pytest.raises(SelectionError, match="not both"):
         compress(network(), PIXELS, decompose=Decompose(rank=2), target=Target(macs=0.5))
+
+
+def test_what_a_cut_left_is_refitted_before_it_is_factorized() -> None:
+    torch.manual_seed(0)
+    model, x = network().eval(), torch.randn(128, 3, 8, 8)
+    start = {"ratio": 0.4, "decompose": Decompose(sc.SpatialSVD(), rank=6), "data": x, "latency": False}
+    refitted = sc.compress(model, x[:2], **start)
+    assert any("recovered after the proof by refit" in note for note in refitted.notes)
+    bare = sc.compress(model, x[:2], recover=sc.Nothing(), **start)
+    with torch.no_grad():
+        lost = [float((result.model(x) - model(x)).square().mean()) for result in (refitted, bare)]
+    assert lost[0] < 0.8 * lost[1]
+    assert refitted.factorized
+    assert refitted.proof.holds
+
+
+def test_what_was_factorized_is_refitted_after_a_cut() -> None:
+    torch.manual_seed(0)
+    model, x = network().eval(), torch.randn(64, 3, 8, 8)
+    found = sc.study(model, x[:2])
+    factorized = found.plan_decomposition(sc.SpatialSVD(), rank=8)
+    plan = found.after(factorized).plan(sc.L2(), ratio=0.3)
+    whole = sc.apply(found, factorized).model
+    bare, refitted = (sc.apply(found, plan, data=x, between=between).model for between in (None, recovering(sc.Refit(), x)))
+    with torch.no_grad():
+        lost = [float((small(x) - whole(x)).square().mean()) for small in (refitted, bare)]
+    assert lost[0] < 0.8 * lost[1]

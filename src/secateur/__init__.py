@@ -28,6 +28,7 @@ from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, Index, NuclearNorm, Random, Taylor, Variance
 from secateur.study import Study, study
+from secateur.study.cheaper import Cheaper
 from secateur.study.wish import Decompose
 from secateur.target import Target
 from secateur.tune import Distillation, FineTune, Tuned
@@ -42,6 +43,7 @@ __all__ = [
     "CP",
     "BatchNorm",
     "CaptureError",
+    "Cheaper",
     "Decompose",
     "Distillation",
     "Factorize",

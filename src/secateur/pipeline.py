@@ -12,20 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate import Allocator, Leave, Options
+from secateur.errors import SelectionError
 from secateur.measure import compare_latency, measure, slower_than_dense
-from secateur.plan import Plan
-from secateur.recover import Recovery, Standard, reestimate_batch_norm
+from secateur.plan import Plan, Prune
+from secateur.recover import Nothing, Recovery, Standard, reestimate_batch_norm, shift_batch_norm
 from secateur.result import Result
 from secateur.rewrite import TOLERANCE
 from secateur.rewrite.apply import Prefer
 from secateur.score import L2, Scorer
 from secateur.score.batches import Data, calibration_inputs
 from secateur.study import Calibration, Study, calibration, carry_out, study
+from secateur.study.cheaper import Cheaper
+from secateur.study.stages import Between
 from secateur.study.wish import Decompose
 from secateur.target import Target
 
 HALF = Target(macs=0.5)
 STANDARD = Standard()
+SAMPLES = 256
+"""Samples that factors are fitted to, as many as a refit takes."""
 
 
 def apply(
@@ -38,6 +43,7 @@ def apply(
     seed: int | None = None,
     data: Data | Calibration | None = None,
     samples: int | None = 64,
+    between: Between | None = None,
 ) -> Result:
     """Carry out a plan and prove the result, stage by stage; the given model stays as it is.
 
@@ -53,6 +59,7 @@ def apply(
         seed: starts the random inputs of the proof; by default the plan's own.
         data: calibration data, as for :meth:`Study.plan_decomposition`.
         samples: use so many of them at most.
+        between: gives what a cut left new values before it is factorized, as a recovery does: :func:`recovering`.
 
     Raises:
         PlanError: the plan belongs to another model.
@@ -70,7 +77,7 @@ def apply(
     found = model if isinstance(model, Study) else study(model, inputs)
     held = calibration(found.capture, data, samples) if plan.needs_data else None
     seed = int(plan.settings.get("seed", 0)) if seed is None else seed
-    done = carry_out(found, plan, prefer=prefer, tolerance=tolerance, seed=seed, data=held)
+    done = carry_out(found, plan, prefer=prefer, tolerance=tolerance, seed=seed, data=held, between=between)
     return Result(
         model=done.model,
         kind=done.kind,
@@ -107,7 +114,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     heads: float | Mapping[str, float] | None = None,
     exclude: Sequence[Leave] = (),
     options: Options | None = None,
-    decompose: Decompose | None = None,
+    decompose: Decompose | Cheaper | None = None,
     data: Data | None = None,
     recover: Recovery = STANDARD,
     prefer: Prefer = "auto",
@@ -120,7 +127,8 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
 
     Args:
         target: what may remain of MACs, parameters or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.
-        decompose: factorize layers, at its ranks or at those that the target finds.
+        decompose: factorize layers, at its ranks or at those that the target finds; or with :class:`Cheaper` take in each layer the way
+            that loses less.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
             layers are refitted, and criteria that look at activations can be used.
         recover: what wins back the cut's loss once it is proven; by default :class:`~secateur.Standard`. It gives tensors new values and
@@ -139,12 +147,18 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     choose = partial(
         found.plan, criterion or L2(), ratio=ratio, allocator=allocator, heads=heads, exclude=exclude, options=options, data=held
     )
+    between = None if held is None else recovering(recover, held)
     if decompose is None:
         plan = choose(target=target or (None if ratio is not None else HALF))
+    elif isinstance(decompose, Cheaper):
+        _require_nothing(ratio=ratio, heads=heads, criterion=criterion, allocator=allocator, options=options)
+        plan = decompose.plan(found, target or HALF, held, exclude=exclude, samples=SAMPLES, between=between)
     else:
-        start = found if ratio is None and heads is None else found.after(choose())
+        start = found if ratio is None and heads is None else found.after(choose(), between=between)
         plan = _decomposed(start, decompose, target, exclude, held)
-    result = apply(found, replace(plan, settings={**plan.settings, "seed": seed}), prefer=prefer, data=held)
+    result = apply(
+        found, replace(plan, settings={**plan.settings, "seed": seed}), prefer=prefer, data=held, samples=SAMPLES, between=between
+    )
     result = recovered(result, found, recover, held)
     if latency:
         timed = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
@@ -152,17 +166,36 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     return result
 
 
+def recovering(recover: Recovery, data: Data) -> Between:
+    """A recovery with data, for :func:`apply` to run on what a cut left before it is factorized."""
+    return lambda model, cut: recover(model, cut, data).notes
+
+
+def _require_nothing(**given: object) -> None:
+    said = [name for name, value in given.items() if value is not None]
+    if said:
+        raise SelectionError(f"Cheaper() finds the channels itself, by what their readers lose: leave out {', '.join(said)}.")
+
+
 def recovered(result: Result, found: Study, recover: Recovery, data: Data | None) -> Result:
-    """A result after recovery, in place; where layers were factorized, batch-norm statistics are estimated anew in place of it."""
+    """A result after recovery, in place; where layers were factorized, batch-norm statistics move with what that changed."""
     if not result.plan.factorizations:
         done = recover(result.model, found.cut(result.plan), data)
         return replace(result, notes=(*result.notes, *done.notes))
-    count = reestimate_batch_norm(result.model, calibration_inputs(found.capture, data)) if data is not None else 0
-    note = f"the statistics of {count} batch-norm layers were estimated anew after the proof"
+    count = _batch_norm(result, found, data) if data is not None and not isinstance(recover, Nothing) else 0
+    note = f"the statistics of {count} batch-norm layers were adapted after the proof"
     return replace(result, notes=(*result.notes, note)) if count else result
+
+
+def _batch_norm(result: Result, found: Study, data: Data) -> int:
+    """Adapt batch-norm statistics, by what the plan changed where its cut is one of the dense model."""
+    given = list(calibration_inputs(found.capture, data))
+    if any(isinstance(edit, Prune) for stage in result.plan.stages[1:] for edit in stage):
+        return reestimate_batch_norm(result.model, given)
+    return shift_batch_norm(result.model, found.model, found.cut(result.plan), given)
 
 
 def _decomposed(start: Study, wish: Decompose, target: Target | None, exclude: Sequence[Leave], data: Data | None) -> Plan:
     settings = {f.name: getattr(wish, f.name) for f in fields(wish)}
     within = target or (HALF if wish.rank is None else None)
-    return start.plan_decomposition(**settings, target=within, exclude=exclude, data=data)
+    return start.plan_decomposition(**settings, target=within, exclude=exclude, data=data, samples=SAMPLES)

@@ -109,3 +109,33 @@ def test_what_cannot_be_is_said(words: tuple[str, ...], said: str, code: int, se
     done = secateur("decompose", "cli.models:convnet", *IMAGE, *words, "--dry-run")
     assert done.code == code
     assert said in " ".join(done.err.split())
+
+
+def test_the_cheaper_way_is_found_recovered_between_and_saved(secateur: Secateur, tmp_path: Path) -> None:
+    words = ("--cheaper", "--target-macs", "0.4", "--data", "cli.models:samples", "--out", tmp_path / "out")
+    done = secateur("compress", "cli.models:convnet", *IMAGE, *words, *QUIET)
+    assert done.code == 0, done.err
+    assert done.data["plan"]["settings"]["way"] == "cheaper"
+    assert done.data["after"]["macs"] <= 0.4 * done.data["before"]["macs"]
+    assert done.data["plan"]["edits"]
+    assert any("recovered after the proof by refit" in note for note in done.data["notes"])
+    again = secateur("prove", tmp_path / "out", "cli.models:convnet", "--recovered", "--json")
+    assert again.code == 0, again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), "needs calibration data"), (("--ratio", "0.5"), "nothing else"), (("--target-latency", "0.5"), "nothing else")]
+)
+def test_the_cheaper_way_takes_a_target_and_data(words: tuple[str, ...], said: str, secateur: Secateur, tmp_path: Path) -> None:
+    done = secateur("compress", "cli.models:convnet", *IMAGE, "--cheaper", *words, "--out", tmp_path / "out", *QUIET)
+    assert done.code == 1
+    assert said in " ".join(done.err.split())
+
+
+def test_errors_alike_and_strictness_are_options(secateur: Secateur) -> None:
+    words = ("decompose", "cli.models:convnet", *IMAGE, "--target-macs", 0.8, "--data", "cli.models:samples", "--dry-run", "--json")
+    assert not any(edit["weighted"] for edit in secateur(*words, "--no-weighted").data["plan"]["edits"])
+    assert all(edit["weighted"] for edit in secateur(*words).data["plan"]["edits"])
+    strict = secateur("decompose", "cli.models:convnet", *IMAGE, "--rank", "5", "--strict", "--dry-run")
+    assert strict.code == 1
+    assert "6: rank (5,) is outside 1 to 4" in strict.err

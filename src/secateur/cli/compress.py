@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from secateur.allocate import Options
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, Destination
+from secateur.cli.progress import working
 from secateur.cli.registry import Criterion, Recovering, Spread
 from secateur.cli.results import Cutting, Timing, saved
 from secateur.cli.selection import Calibration, Selection
 from secateur.cli.source import Source
-from secateur.pipeline import recovered
+from secateur.errors import SelectionError
+from secateur.pipeline import recovered, recovering
+from secateur.plan import Plan
+from secateur.recover import Recovery
+from secateur.study import Study
+from secateur.study.cheaper import Cheaper
 
 HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Ways."""
+
+    cheaper: bool = False
+    """In each layer remove channels or lower the rank, whichever loses less of the outputs: for --target-macs or --target-params, on
+    --data."""
+
+    def plan(self, found: Study, wanted: Selection, calibration: Calibration, recover: Recovery) -> Plan:
+        """Decide on both, on a study of the model."""
+        target = wanted.target
+        if target is None or wanted != Selection(target_macs=target.macs, target_params=target.parameters, exclude=wanted.exclude):
+            raise SelectionError("--cheaper finds channels and ranks for --target-macs or --target-params: give nothing else of what goes.")
+        between = recovering(recover, calibration.data) if calibration.data is not None else None
+        with working("Weighing channels against ranks"):
+            return Cheaper().plan(found, target, calibration.data, exclude=wanted.exclude, samples=calibration.samples, between=between)
 
 
 def compress(
@@ -24,6 +48,7 @@ def compress(
     options: Options,
     calibration: Calibration,
     recover: Recovering,
+    ways: Ways,
     cutting: Cutting,
     timing: Timing,
     destination: Destination,
@@ -37,6 +62,11 @@ def compress(
     opened = source.open()
     found = opened.study()
     wanted = replace(selection, target_macs=HALF) if selection.is_empty else selection
-    plan = opened.remembered(wanted.plan(found, criterion, allocator, options, calibration))
-    result = cutting.cut(found, plan, timing, seed=source.seed)
+    if ways.cheaper:
+        chosen = ways.plan(found, wanted, calibration, recover)
+    else:
+        chosen = wanted.plan(found, criterion, allocator, options, calibration)
+    plan = opened.remembered(chosen)
+    data, samples = calibration.data, calibration.samples
+    result = cutting.cut(found, plan, timing, seed=source.seed, data=data, samples=samples, recover=recover)
     return saved(recovered(result, found, recover, calibration.data), destination)

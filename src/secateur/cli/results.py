@@ -14,8 +14,9 @@ from secateur.cli.command import Answer
 from secateur.cli.destination import Destination, command_line
 from secateur.cli.progress import working
 from secateur.measure import Latency, compare_latency, slower_than_dense
-from secateur.pipeline import apply
+from secateur.pipeline import apply, recovering
 from secateur.plan import Plan
+from secateur.recover import Recovery
 from secateur.report import console_report, json_report
 from secateur.result import Result
 from secateur.rewrite import TOLERANCE
@@ -49,10 +50,23 @@ class Cutting:
     latency: bool = field(default=True, metadata=option("--latency/--no-latency"))
     """Time the dense and the smaller model too."""
 
-    def cut(self, found: Study, plan: Plan, timing: Timing, *, seed: int = 0, data: str | None = None, samples: int | None = 64) -> Result:
-        """The smaller model, proven and measured."""
+    def cut(
+        self,
+        found: Study,
+        plan: Plan,
+        timing: Timing,
+        *,
+        seed: int = 0,
+        data: str | None = None,
+        samples: int | None = 64,
+        recover: Recovery | None = None,
+    ) -> Result:
+        """The smaller model, proven and measured; with data what a cut left is recovered before it is factorized."""
+        between = recovering(recover, data) if recover is not None and data is not None else None
         with working("Cutting and proving"):
-            result = apply(found, plan, prefer=self.prefer, tolerance=self.tolerance, seed=seed, data=data, samples=samples)
+            result = apply(
+                found, plan, prefer=self.prefer, tolerance=self.tolerance, seed=seed, data=data, samples=samples, between=between
+            )
         if not self.latency:
             return result
         timed = timing({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)

@@ -163,10 +163,10 @@ class Removals:
     Only the diagonals are kept up to date; rows are worked out when they are needed, so that no step writes a whole matrix.
     """
 
-    def __init__(self, covariance: Tensor, columns: Tensor) -> None:
+    def __init__(self, covariance: Tensor, columns: Tensor, *, ridge: float = RIDGE) -> None:
         size = len(covariance)
         scale = covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
-        self._inverse = torch.linalg.inv(covariance + RIDGE * scale * torch.eye(size, dtype=covariance.dtype))
+        self._inverse = torch.linalg.inv(covariance + ridge * scale * torch.eye(size, dtype=covariance.dtype))
         self._product = columns.mT @ columns
         self._pivots, self._costs = self._inverse.diagonal().clone(), self._product.diagonal().clone()
         self._steps, self._rests, self._weights = (torch.zeros(size, *n, dtype=covariance.dtype) for n in ((size,), (size,), ()))

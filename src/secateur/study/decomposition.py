@@ -37,8 +37,7 @@ def choose_factors(
     if wish.fit not in (None, "weights") and held is None:
         raise SelectionError(f"Factors that are fitted to {wish.fit} need calibration data: give some with data=...")
     wish = replace(wish, fit=wish.fit or ("weights" if held is None else "inputs"))
-    _check_excluded(layers, capture.model, exclude)
-    rows = [row for row in layers if not any(_is_meant(row, capture.model, leave) for leave in exclude)]
+    rows = admitted(layers, capture.model, exclude)
     wish, seen = observed(capture.model, rows, wish, held, everything=budget is not None)
     found, notes = _found(capture.model, layers, rows, wish, budget, seen)
     refused = {name: refusal.reason for name, refusal in found.items() if isinstance(refusal, Refusal)}
@@ -67,6 +66,12 @@ def _found(
         slow |= worse
         if not worse:
             return {row.name: slow.get(row.name) or found[row.name] for row in rows if row.name in {**slow, **found}}, notes
+
+
+def admitted(layers: DecomposableLayers, model: nn.Module, exclude: Sequence[Leave]) -> list[Decomposable]:
+    """The layers that are not to be left alone; :class:`SelectionError` for a name or glob that matches nothing."""
+    _check_excluded(layers, model, exclude)
+    return [row for row in layers if not any(_is_meant(row, model, leave) for leave in exclude)]
 
 
 def _check_excluded(layers: DecomposableLayers, model: nn.Module, exclude: Sequence[Leave]) -> None:

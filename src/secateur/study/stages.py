@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from secateur.capture import Capture
 from secateur.errors import RewriteError, SecateurError
 from secateur.layers import Layers
 from secateur.plan import Edit, Factorize, Plan, Prune
-from secateur.rewrite import TOLERANCE, FactorizedLayer, Proof, Rewritten, rewrite, rewrite_factorized
+from secateur.rewrite import TOLERANCE, Cut, FactorizedLayer, Proof, Rewritten, rewrite, rewrite_factorized
 from secateur.rewrite.apply import Kind, Prefer
 from secateur.rewrite.planned import planned_cut
 from secateur.rewrite.prove import join_proofs
@@ -21,6 +21,9 @@ from secateur.study.calibration import Calibration
 
 if TYPE_CHECKING:
     from secateur.study.study import Study
+
+Between = Callable[[nn.Module, Cut], Sequence[str]]
+"""Gives what a cut left new values, in place, before it is factorized, and says so in notes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +63,17 @@ def carry_out(
     tolerance: float = TOLERANCE,
     seed: int = 0,
     data: Calibration | None = None,
+    between: Between | None = None,
 ) -> Carried:
     """Make all edits of a plan on a studied model, and prove every stage; the model stays as it is.
 
-    Pruning is proven equal to the masked model, factors to the model with recomposed weights, each in the model as the stage before
-    left it; the proof holds the trials of all.
+    ``between`` is given every pruned model, once proven, in plans that factorize layers too. Pruning is proven equal to the masked
+    model, factors to the model with recomposed weights, each in the model as the stage before left it; the proof holds the trials of all.
     Raises :class:`PlanError` if the plan belongs to another model, :class:`ProofError` if a stage cannot be proven.
     """
     plan.check(found.fingerprint)
-    made = list(stages(found, plan.stages or ((),), prefer=prefer, tolerance=tolerance, seed=seed, data=data))
+    after = between if plan.factorizations else None
+    made = list(stages(found, plan.stages or ((),), prefer=prefer, tolerance=tolerance, seed=seed, data=data, between=after))
     cut = next((stage.before for stage in made if stage.edits and isinstance(stage.edits[0], Prune)), found)
     last = made[-1].done
     return Carried(
@@ -92,8 +97,9 @@ def stages(
     tolerance: float = TOLERANCE,
     seed: int = 0,
     data: Calibration | None = None,
+    between: Between | None = None,
 ) -> Iterator[Stage]:
-    """Make runs of edits one after the other, each on a study of what the one before left."""
+    """Make runs of edits one after the other, each on a study of what the one before left, and left by ``between``."""
     for number, edits in enumerate(runs):
         prunes = tuple(edit for edit in edits if isinstance(edit, Prune))
         factors = tuple(edit for edit in edits if isinstance(edit, Factorize))
@@ -104,6 +110,11 @@ def stages(
             stage = Stage(found, factors, done, tuple(rows))
         else:
             stage = _pruned(found, prunes, prefer, tolerance, seed)
+            if between is not None and stage.edits:
+                told = between(
+                    stage.done.model, planned_cut(found.solution, found.groups, [e for e in stage.edits if isinstance(e, Prune)])
+                )
+                stage = replace(stage, notes=(*stage.notes, *told))
         yield stage
         if number + 1 < len(runs):
             found = found.again(stage.done.model)

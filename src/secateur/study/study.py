@@ -31,7 +31,7 @@ from secateur.score.batches import Data
 from secateur.study.calibration import Calibration, calibration
 from secateur.study.decomposition import choose_factors
 from secateur.study.rank_budget import Budget
-from secateur.study.stages import stages
+from secateur.study.stages import Between, stages
 from secateur.study.wish import USUAL, Decompose, RankChoice
 from secateur.target import Candidates, Target, reach
 
@@ -272,7 +272,9 @@ class Study:
         """A study of another model on the same inputs."""
         return replace(study(model, (self.capture.args, dict(self.capture.kwargs))), start=start)
 
-    def after(self, plan: Plan, *, data: Data | Calibration | None = None, samples: int | None = 64) -> Study:
+    def after(
+        self, plan: Plan, *, data: Data | Calibration | None = None, samples: int | None = 64, between: Between | None = None
+    ) -> Study:
         """A study of the model that a plan leaves; plans that it makes hold the edits of that plan too, and belong to the dense model.
 
         So layers are pruned first and what is left is factorized, or the reverse:
@@ -284,12 +286,12 @@ class Study:
         >>> [type(edit).__name__ for edit in plan.edits]
         ['Prune', 'Factorize', 'Factorize']
 
-        ``data`` is needed where the plan fits factors to inputs.
+        ``data`` is needed where the plan fits factors to inputs; ``between`` gives what a cut left new values, as a recovery does.
         """
         plan.check(self.fingerprint)
         held = calibration(self.capture, data, samples)
         model = self.model
-        for stage in stages(self, plan.stages, data=held):
+        for stage in stages(self, plan.stages, data=held, between=between):
             model = stage.done.model
         return self.again(model, Start(plan, self.macs.total, self.parameters))
 

@@ -1,0 +1,166 @@
+"""In each layer the cheaper of two ways: fewer channels, or factors of lower rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from secateur.allocate import Leave, excluded
+from secateur.decompose import Decomposable, Refusal
+from secateur.errors import SelectionError
+from secateur.plan import Plan
+from secateur.rewrite.factorize import input_moments
+from secateur.score.batches import Data
+from secateur.study.calibration import Calibration, calibration
+from secateur.study.decomposition import admitted
+from secateur.study.rank_budget import Budget, curve_of, observed
+from secateur.study.removals import Removal, layers_of, removal_of
+from secateur.study.stages import Between
+from secateur.study.weighing import Choice, Ranks, Weighing, described, ranks_of
+from secateur.study.wish import Decompose
+from secateur.target import Target
+
+if TYPE_CHECKING:
+    from secateur.study.study import Study
+
+_TRIES, _NEAR = 4, 0.002
+
+
+@dataclass(frozen=True)
+class Cheaper:
+    """Choose for each layer between removing channels and lowering the rank, by one measure of what that loses.
+
+        min  sum_groups l_g(k_g) + sum_layers l_l(r_l)      such that the whole costs no more than the target allows
+
+    where l_g(k) is the error of the layers that read group g once k of its channels are gone and they are refitted, l_l(r) the error of
+    layer l at rank r (its whitened tail), both under the covariance of the inputs that calibration data show and weighted by how much the
+    model's outputs depend on them. One price on cost decides: at it each group takes the number of channels and each layer the rank at
+    which loss and cost together are least, given the others, until nothing changes. A layer can lose channels and be factorized too.
+
+    Needs calibration data and a target of MACs or parameters. Groups that something else reads than plain layers, such as queries and
+    keys, keep their channels.
+
+    >>> Cheaper().decompose.fit
+    'inputs'
+    """
+
+    decompose: Decompose = field(default_factory=lambda: Decompose(fit="inputs"))
+    """How layers are factorized; ranks are found."""
+
+    def plan(
+        self,
+        study: Study,
+        target: Target,
+        data: Data | Calibration | None,
+        *,
+        exclude: Sequence[Leave] = (),
+        samples: int | None = 64,
+        between: Between | None = None,
+    ) -> Plan:
+        """One plan for a studied model; ``between`` recovers what is left after channels went, before ranks are chosen for it."""
+        held = calibration(study.capture, data, samples)
+        if held is None:
+            raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
+        if target.quantity == "latency" or self.decompose.rank is not None:
+            raise SelectionError(f"{self} finds channels and ranks for a target of MACs or parameters: give that alone.")
+        weighing, notes = _weighing(study, self.decompose, target, held, exclude)
+        return _Chosen(study, self.decompose, target, held, exclude, between, weighing, notes).plan()
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Makes a plan of a choice, which is made again where the plan does not come out as predicted."""
+
+    study: Study
+    wish: Decompose
+    target: Target
+    held: Calibration
+    exclude: Sequence[Leave]
+    between: Between | None
+    weighing: Weighing
+    notes: tuple[str, ...]
+
+    def plan(self) -> Plan:
+        total = self.weighing.fixed + sum(self.weighing.weights.values())
+        allowed = self.target.fraction * total
+        for _ in range(_TRIES):
+            choice = self.weighing.within(allowed)
+            pruned = self._pruned(choice)
+            left = self.study.after(pruned, data=self.held, between=self.between) if pruned.edits else self.study
+            layers = self._factorized(choice)
+            share = (left.macs.total if self.target.macs is not None else left.parameters) / total
+            if layers and share > self.target.fraction:
+                return self._noted(self._ranked(left, layers), choice)
+            if share <= self.target.fraction:
+                return self._noted(pruned, choice)
+            allowed *= self.target.fraction / share - _NEAR
+        raise SelectionError(f"{self.target} cannot be reached by channels and factors together: {share:.1%} remain.")
+
+    def _pruned(self, choice: Choice) -> Plan:
+        removals = self.weighing.removals
+        ratios = {name: removals[name].counts[step] / removals[name].group.size for name, step in choice.steps.items() if step}
+        if not ratios:
+            return self.study._planned((), {"notes": []})
+        plan = self.study.plan(ratios=ratios, scores={name: removal.scores for name, removal in removals.items()})
+        return replace(plan, settings={**plan.settings, "criterion": "OBS()"})
+
+    def _factorized(self, choice: Choice) -> set[str]:
+        ranks, rows = self.weighing.ranks, self.study.decomposable
+        chosen = [name.removesuffix(".weight") for name, entry in choice.entries.items() if ranks[name].points[entry] is not None]
+        return {alias for name in chosen for alias in rows[name].names}
+
+    def _ranked(self, left: Study, layers: set[str] | None) -> Plan:
+        """The plan for what is left, with factors for these layers, or for any if these do not suffice."""
+        settings = {f.name: getattr(self.wish, f.name) for f in fields(self.wish) if f.name != "strict"}
+        alone = [*self.exclude, _all_but(layers)] if layers is not None else self.exclude
+        try:
+            return left.plan_decomposition(**settings, target=self.target, data=self.held, exclude=alone)
+        except SelectionError:
+            if layers is None:
+                raise
+            return self._ranked(left, None)
+
+    def _noted(self, plan: Plan, choice: Choice) -> Plan:
+        found = [*described(choice, self.weighing), *self.notes, *plan.settings.get("notes", ())]
+        predicted = f"predicted loss of the outputs' variance: {choice.loss:.2%}"
+        return replace(plan, settings={**plan.settings, "way": "cheaper", "target": repr(self.target), "notes": [*found, predicted]})
+
+
+def _all_but(layers: set[str]) -> Callable[[str, nn.Module], bool]:
+    return lambda path, module: path not in layers and not any(name.startswith(f"{path}.") for name in layers)
+
+
+def _weighing(
+    study: Study, wish: Decompose, target: Target, held: Calibration, exclude: Sequence[Leave]
+) -> tuple[Weighing, tuple[str, ...]]:
+    alone = excluded(study.groups, study.model, exclude, tied=study.capture.tied)
+    groups = [group for group in study.groups if group.prunable and group.name not in alone]
+    rows = admitted(study.decomposable, study.model, exclude)
+    wish, seen = observed(study.model, rows, replace(wish, fit=wish.fit or "inputs"), held, everything=True)
+    more = [name for name in layers_of(groups, study.decomposable) if name not in seen.moments]
+    seen = replace(seen, moments={**seen.moments, **input_moments(study.model, more, held)})
+    removals = {group.name: removal_of(study.model, group, study.decomposable, seen) for group in groups}
+    budget = Budget.of_target(target, target, study.macs.total, study.parameters)
+    ranks: dict[str, Ranks] = {}
+    for row in rows:
+        curve = curve_of(study.model, row, wish, budget.of, seen) if row.methods else Refusal("")
+        if not isinstance(curve, Refusal):
+            ranks[_leaf_name(study, row)] = ranks_of(study.model.get_submodule(row.name), row, curve, budget.of)
+    weights = _weights(study, target)
+    kept = {name: removal for name, removal in removals.items() if isinstance(removal, Removal)}
+    whole = {name: removal.reason for name, removal in removals.items() if isinstance(removal, Refusal)}
+    notes = tuple(f"channels of {name} stay: {reason}" for name, reason in whole.items())
+    return Weighing(kept, ranks, weights, budget.total - sum(weights.values())), (*seen.notes, *notes)
+
+
+def _leaf_name(study: Study, row: Decomposable) -> str:
+    """The name under which the graph reads a layer's weight."""
+    return next(name for name in (f"{own}.weight" for own in row.names) if name in study.weights)
+
+
+def _weights(study: Study, target: Target) -> dict[str, float]:
+    costs: Any = study.macs.by_weight if target.macs is not None else {n: t.numel() for n, t in study.weights.items()}
+    return {name: float(cost) for name, cost in costs.items() if study.weights[name].ndim > 1}

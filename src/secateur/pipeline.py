@@ -127,8 +127,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
 
     Args:
         target: what may remain of MACs, parameters or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.
-        decompose: factorize layers, at its ranks or at those that the target finds; or with :class:`Cheaper` take in each layer the way
-            that loses less.
+        decompose: factorize layers, at its ranks or at those that the target finds; by :class:`Cheaper` only those where it loses less.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
             layers are refitted, and criteria that look at activations can be used.
         recover: what wins back the cut's loss once it is proven; by default :class:`~secateur.Standard`. It gives tensors new values and

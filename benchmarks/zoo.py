@@ -308,6 +308,7 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
                 "output_channels": 32,
                 "window_size": 4,
                 "global_attn_indexes": [1],
+                "num_pos_feats": 16,
                 "mlp_dim": 128,
             },
             "prompt_encoder_config": {

@@ -59,9 +59,13 @@ def test_a_merge_in_another_order_after_arithmetic_joins_the_rows() -> None:
     assert met["b0"] == [name for name in own("a0", 3) for _ in range(2)]
 
 
-def test_dimensions_with_labels_of_their_own_that_merge_become_one_class() -> None:
-    met = found(lambda a, b: a.reshape(6) + b, (2, 3), (6,))
-    assert set(met["a0"] + met["a1"] + met["b0"]) == {"a0[0]"}
+@pytest.mark.parametrize(("shape", "inner"), [((2, 3), "a1"), ((3, 2), "a0")])
+def test_dimensions_with_labels_of_their_own_merge_into_rows_that_go_whole_and_columns(shape: tuple[int, int], inner: str) -> None:
+    met = found(lambda a, b: a.reshape(6) + b, shape, (6,))
+    places = [(row, column) for row in range(shape[0]) for column in range(shape[1])]
+    assert met["b0"] == [f"{inner}[{place[int(inner[1])]}]" for place in places]
+    assert len(set(met.heads("b0"))) == 2
+    assert (2, 3) in met.rectangles
 
 
 def test_repeats_lie_behind_one_another_or_side_by_side() -> None:

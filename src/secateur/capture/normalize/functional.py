@@ -67,7 +67,7 @@ class _Functionaliser:
         while node in self.parent:
             if node not in self.same and not is_call(node, operator.getitem) and node.target not in _SCATTERS:
                 return False
-            if is_call(node, operator.getitem) and not is_call(self.parent[node], aten.split_with_sizes.default, aten.unbind.int):
+            if is_call(node, operator.getitem) and not _has_known_parts(self.parent[node]):
                 return False
             node = self.parent[node] if not is_call(node, operator.getitem) else self.parent[self.parent[node]]
         return True
@@ -139,6 +139,13 @@ class _Functionaliser:
             contents.append((view, value))
         self.writes[root] = version
         self.seen.update({each: (version, content) for each, content in contents})
+
+
+def _has_known_parts(node: fx.Node) -> bool:
+    """Whether a call cuts a tensor into parts of fixed sizes."""
+    if is_call(node, aten.split_with_sizes.default):
+        return all(isinstance(length, int) for length in operands(node)[1])
+    return is_call(node, aten.unbind.int)
 
 
 def _written(node: fx.Node) -> list[fx.Node]:

@@ -67,7 +67,8 @@ def _pick(node: fx.Node) -> _Pick | None:
         return _Pick(node, source, dim, index, 1, True)
     if is_call(parts, aten.split_with_sizes.default) and len(parts.args) == 3:
         source, lengths, dim = operands(parts)
-        return _Pick(node, source, dim, [0, *accumulate(lengths)][index], lengths[index], False)
+        known = all(isinstance(length, int) for length in lengths[: index + 1])
+        return _Pick(node, source, dim, [0, *accumulate(lengths[:index])][index], lengths[index], False) if known else None
     return None
 
 

@@ -59,7 +59,7 @@ def _matmul(call: Call, a: Operand, b: Operand) -> Fields:
 def addmm(call: Call) -> Outcome:
     """A matrix product added to a broadcast first operand."""
     bias, a, b = call.operands()
-    if "addbmm" in str(call.node.target):
+    if str(call.node.target).startswith("aten.addbmm"):
         return call.refuse("aten.addbmm sums over its batch, which has no rule")
     fields = _matmul(call, a, b)
     return meet(call.ledger, [bias, Shaped(call.shape, fields)], len(call.shape))

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from secateur.groups.fields import Field, Fields, hierarchy, permuted, regroup, reshaped
+from secateur.groups.fields import NONE, Field, Fields, Labels, hierarchy, permuted, regroup, reshaped
+from secateur.groups.ledger import Rectangle
 from secateur.groups.meeting import flattened
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
@@ -45,11 +46,30 @@ def viewed(call: Call, x: Operand, shape: tuple[int, ...]) -> Fields:
         return call.refuse("an empty tensor is reshaped")  # type: ignore[return-value]
     runs = regroup(x.shape, shape)
     source = tuple(_in_order(call, f, x.fields, runs) for f in x.fields)
-    fields = _crossed(call, source, [reshaped(f, x.shape, shape) for f in source])
+    fields = _crossed(call, source, _as_blocks(call, source, [reshaped(f, x.shape, shape) for f in source]))
     units = {f.dims for f in fields if not f.block}
     kept = tuple(f for f in fields if f.dims and not (f.block and f.dims in units))
     _hold_lost(call, source, fields)
     return call.ledger.complete(_once(call, kept))
+
+
+def _as_blocks(call: Call, before: Fields, after: list[Field]) -> list[Field]:
+    """Where dimensions with labels of their own merge, the labels of all but the largest become blocks of it."""
+    units = [(old.labels.size, place) for place, old in enumerate(before) if old.dims and not old.block and after[place].dims]
+
+    def merge(one: int, other: int) -> bool:
+        return after[one].dims == after[other].dims and not before[one].dims & before[other].dims and (after[one].labels != NONE).all()
+
+    inner = {place for size, place in units if any((size, place) < larger and merge(place, larger[1]) for larger in units)}
+    return [_block_of(call, field) if place in inner else field for place, field in enumerate(after)]
+
+
+def _block_of(call: Call, unit: Field) -> Field:
+    """A block for each label, which goes with it."""
+    first, inverse = np.unique(unit.labels, return_inverse=True)
+    blocks = call.ledger.fresh(first.size)
+    call.ledger.unite(blocks, first)
+    return Field(blocks[inverse].reshape(unit.labels.shape), block=True)
 
 
 def _crossed(call: Call, before: Fields, after: list[Field]) -> list[Field]:
@@ -65,8 +85,17 @@ def _crossed(call: Call, before: Fields, after: list[Field]) -> list[Field]:
                 pairs = call.ledger.fresh(unit.labels.size).reshape(unit.labels.shape)
                 call.ledger.unite(pairs, out[place].labels)
                 call.ledger.contain(block.labels, pairs)
+                _tabulate(call, block, unit, pairs)
                 out[place] = Field(pairs)
     return out
+
+
+def _tabulate(call: Call, block: Field, unit: Field, pairs: Labels) -> None:
+    """Every block has one pair with each channel: a table of equal rows."""
+    heads, columns = np.unique(block.labels), np.unique(unit.labels)
+    if pairs.size == heads.size * columns.size:
+        order = np.lexsort((unit.labels.ravel(), block.labels.ravel()))
+        call.ledger.rectangles.append(Rectangle(pairs.ravel()[order].reshape(heads.size, -1), heads, call.ledger.place.node))
 
 
 def _once(call: Call, fields: Fields) -> Fields:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import attention as at
+from networks import constants as ct
 from networks import convolutional as cv
 from networks import recurrent as rc
 from networks import scattering as sc
@@ -143,6 +144,12 @@ CASES = [
     Case("steps_with_memory", rc.LongSteps, VECTORS),
     Case("steps", rc.ShortSteps, VECTORS),
     Case("tokens", sc.Tokens, TOKENS),
+    Case("positions", ct.Positions, TOKENS),
+    Case("latent_attention", ct.LatentAttention, TOKENS, heads=True),
+    Case("aligned_features", ct.AlignedFeatures, TOKENS, heads=True),
+    Case("splines", ct.Splines, VECTORS),
+    Case("coordinate_attention", ct.CoordinateAttention, PIXELS),
+    Case("experts", ct.Experts, TOKENS),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
     Case("rolled", wh.Rolled, VECTORS, whole="roll"),
 ]

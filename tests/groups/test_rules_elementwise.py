@@ -40,7 +40,7 @@ def test_functions_of_one_operand_pass_labels(function: object) -> None:
 
 
 def test_values_that_no_weight_makes_hold_what_they_meet() -> None:
-    met = found(lambda a: a + torch.arange(4.0), (3, 4))
+    met = found(lambda a: a + torch.rand(4), (3, 4))
     assert (met["a0"], met["a1"]) == (own("a0", 3), whole(4))
     assert met.why("a1") == "meets values that are not made by prunable weights"
 
@@ -60,9 +60,22 @@ def test_tensors_made_like_another_have_its_labels(name: str) -> None:
 @pytest.mark.parametrize(
     "make", [lambda a: a.new_zeros(4), lambda a: a.new_ones(4), lambda a: torch.arange(a.shape[0]), lambda a: torch.zeros(4)]
 )
-def test_tensors_made_from_a_shape_have_no_labels_and_hold_nothing_by_themselves(make: object) -> None:
+def test_tensors_made_of_numbers_alone_follow_what_they_meet(make: object) -> None:
     assert found(lambda a: a.sum() + make(a).sum(), (4,))["a0"] == own("a0", 4)  # type: ignore[operator]
-    assert found(lambda a: a + make(a), (4,))["a0"] == whole(4)  # type: ignore[operator]
+    assert found(lambda a, b: a + make(a) * b, (4,), (4,))["b0"] == own("a0", 4)  # type: ignore[operator]
+
+
+def test_a_table_of_positions_follows_channels_and_stays_along_what_has_no_labels() -> None:
+    met = found(lambda a, b: a * torch.rand(3, 1) + torch.outer(torch.arange(3.0), torch.arange(4.0)) + b, (4,), (4,))
+    assert met["b0"] == met["a0"] == own("a0", 4)
+    assert met.fields("aten.add") == [(frozenset({1}), False)]
+
+
+def test_a_table_that_is_read_whole_stays_and_holds_what_it_meets() -> None:
+    met = found(lambda a: a + torch.arange(4.0).reshape(2, 2).exp().view(4) + torch.rand(4), (4,))
+    assert met["a0"] == whole(4)
+    met = found(lambda a, b: a + b.new_ones(3, 2).mul(b.sum()).reshape(6), (6,), (2,))
+    assert met["a0"] == whole(6)
 
 
 def test_the_halves_of_a_gate_go_together() -> None:
@@ -89,7 +102,7 @@ def test_what_is_the_same_in_every_row_but_needs_all_rows_goes_from_all_of_them(
 
 
 def test_what_needs_all_of_a_row_lets_rows_go() -> None:
-    met = found(lambda a, b: a.reshape(2, 3) * (b * torch.arange(1.0, 4.0)), (6,), (2, 1))
+    met = found(lambda a, b: a.reshape(2, 3) * (b * torch.rand(3)), (6,), (2, 1))
     assert met["a0"] == whole(6)
     assert [(g.kind, g.size) for g in met.study.groups if g.prunable] == [("blocks", 2)]
     assert met.heads("a0") == [0, 0, 0, 1, 1, 1]

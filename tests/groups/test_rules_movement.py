@@ -84,7 +84,14 @@ def test_repeating_in_a_new_dimension_carries_no_labels_there() -> None:
 def test_expanding_repeats_what_has_no_labels() -> None:
     met = found(lambda a, b: a.expand(5, 3) + b, (1, 3), (3,))
     assert met["b0"] == met["a1"] == own("a1", 3)
-    assert met.fields("aten.expand") == [(frozenset({1}), False)]
+    assert met.fields("aten.expand") == [(frozenset({1}), False), (frozenset({0}), False)]
+
+
+def test_expanded_rows_are_as_many_as_what_they_are_joined_with_keeps() -> None:
+    met = found(lambda a, b, c: torch.cat([a.reshape(2, 3), b.expand(2, 2)], 1).reshape(10) + c, (6,), (1, 2), (10,))
+    assert met["c0"] == ["a0[0]", "a0[1]", "a0[2]", "b1[0]", "b1[1]", "a0[3]", "a0[4]", "a0[5]", "b1[0]", "b1[1]"]
+    assert met.heads("c0") == [0] * 5 + [1] * 5
+    assert met.heads("a0") == [0] * 3 + [1] * 3
 
 
 def test_expanded_positions_hold_the_labels_that_they_meet() -> None:

@@ -86,8 +86,15 @@ def test_the_other_dimensions_of_joined_parts_meet() -> None:
 
 
 def test_joined_parts_without_labels_stay() -> None:
-    met = found(lambda a, b: torch.cat([a, a.new_zeros(2)]) + b, (2,), (4,))
+    met = found(lambda a, b: torch.cat([a, torch.rand(2)]) + b, (2,), (4,))
     assert met["b0"] == ["a0[0]", "a0[1]", None, None]
+
+
+def test_joined_zeros_go_with_what_they_meet() -> None:
+    met = found(lambda a, b: torch.cat([a, a.new_zeros(2)]) + b, (2,), (4,))
+    assert met["b0"] == ["a0[0]", "a0[1]", "b0[2]", "b0[3]"]
+    met = found(lambda a, b: torch.cat([torch.rand(2), a.new_zeros(2)]) + b, (2,), (4,))
+    assert met["b0"] == whole(4)
 
 
 def test_stacked_parts_meet() -> None:

@@ -89,11 +89,13 @@ def test_dropout_drops_in_training_alone() -> None:
 
 LARGER: dict[str, Callable[[int], Any]] = {
     **dict.fromkeys(("residual", "padded_shortcut", "grouped", "channel_shuffle", "squeeze_excite", "pixel_shuffle"), image(3, 12, 16)),
+    "coordinate_attention": image(3, 12, 16),
     **dict.fromkeys(("decoder_2d",), image(2, 12, 16)),
     **dict.fromkeys(
         ("fused_qkv", "head_major_qkv", "chunked_qkv", "einsum_attention", "rotary", "expanded_keys", "library_attention"), image(9, 10)
     ),
     **dict.fromkeys(("pooling_token", "linear_attention", "talking_heads", "channel_attention"), image(9, 10)),
+    **dict.fromkeys(("positions", "latent_attention", "aligned_features", "experts"), image(9, 10)),
     "patch_merging": image(3, 12, 6),
     "language_model": lambda batch: torch.randint(0, 18, (batch, 11)),
 }

@@ -10,6 +10,7 @@ import numpy as np
 
 from secateur.capture.capture import Capture, Fact
 from secateur.capture.normalize.weights import computed_from
+from secateur.groups.families import SINGLE
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
 
@@ -113,6 +114,10 @@ def _first_reason(solution: Solution, name: str, dim: int) -> str:
                 return str(solution.reasons[each])
             if solution.is_block[each] and (inside := _reason_inside(solution, each)):
                 return f"one position for each head or group, and these stay: {inside}"
+        if np.unique(solution.classes[labels]).size == 1:
+            return SINGLE
+        if solution.is_block[solution.classes[labels]].any():
+            return "one position for each row of a table whose rows cannot go alone"
     return "its labels are not read by any operator with a rule"
 
 

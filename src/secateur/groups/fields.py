@@ -19,19 +19,28 @@ NONE = -1
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """One label for each element of a tensor; ``block`` where a label stands for a whole row of others."""
+    """One label for each element of a tensor; ``block`` where a label stands for a whole row of others.
+
+    A ``pliant`` field labels one dimension of a tensor that can be made at any size there, by no choice of its own: it takes
+    the labels that it meets.
+    """
 
     labels: Labels
     block: bool = False
+    pliant: bool = False
 
     @cached_property
     def dims(self) -> frozenset[int]:
         """The dimensions along which the label changes."""
         return frozenset(d for d, size in enumerate(self.labels.shape) if size > 1)
 
+    def laid(self, labels: Labels) -> Field:
+        """The same kind of field with its labels laid out in another way."""
+        return Field(labels, self.block, self.pliant)
+
     def with_labels(self, labels: Labels) -> Field:
         """The same kind of field with other labels, made compact."""
-        return Field(compact(labels), self.block)
+        return self.laid(compact(labels))
 
 
 Fields = tuple[Field, ...]
@@ -62,12 +71,12 @@ def along(labels: Labels, dim: int, rank: int) -> Labels:
 def aligned(field: Field, rank: int) -> Field:
     """The field with leading dimensions of size 1 added, as broadcasting does."""
     labels = field.labels
-    return Field(labels.reshape((1,) * (rank - labels.ndim) + labels.shape), field.block)
+    return field.laid(labels.reshape((1,) * (rank - labels.ndim) + labels.shape))
 
 
 def permuted(field: Field, order: Sequence[int]) -> Field:
     """The field of a tensor whose dimensions are put in another order."""
-    return Field(field.labels.transpose(order), field.block)
+    return field.laid(field.labels.transpose(order))
 
 
 def hierarchy(field: Field, fields: Iterable[Field]) -> list[int]:

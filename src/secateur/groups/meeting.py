@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secateur.groups.fields import Field, Fields, aligned, permuted
+from secateur.groups.fields import NONE, Field, Fields, aligned, permuted
 from secateur.groups.ledger import Ledger
+
+UNLABELLED = "meets values that are not made by prunable weights"
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Shaped:
 def meet(ledger: Ledger, operands: Sequence[Shaped], rank: int) -> Fields:
     """Unite the labels of operands that meet element by element, and return the fields of the result."""
     operands = [Shaped((1,) * (rank - len(o.shape)) + o.shape, tuple(aligned(f, rank) for f in o.fields)) for o in operands]
+    pliant, operands = _bend(ledger, operands)
     every = [f for o in operands for f in o.fields if f.dims]
     blocks = _meet_blocks(ledger, [f for f in every if f.block])
     units, blocks = _meet_units(ledger, [f for f in every if not f.block], blocks)
@@ -27,7 +30,27 @@ def meet(ledger: Ledger, operands: Sequence[Shaped], rank: int) -> Fields:
     for field in fields:
         for operand in operands:
             _pin_unlabelled(ledger, field, operand, fields)
-    return fields
+    return (*fields, *pliant)
+
+
+def _bend(ledger: Ledger, operands: list[Shaped]) -> tuple[list[Field], list[Shaped]]:
+    """Let pliant fields be as others where they meet labels; return those that meet none, and the operands without these."""
+    pliant = [f for o in operands for f in o.fields if f.pliant]
+    if not pliant:
+        return [], operands
+    firm = frozenset().union(*(f.dims for o in operands for f in o.fields if not f.pliant))
+    kept = []
+    for dims in dict.fromkeys(f.dims for f in pliant if not f.dims <= firm):
+        found = [f for f in pliant if f.dims == dims]
+        covered = [any(f.dims == dims for f in o.fields) for o in operands if any(o.shape[d] > 1 for d in dims)]
+        if all(covered):
+            for field in found[1:]:
+                ledger.unite(found[0].labels, field.labels)
+            kept.append(found[0])
+        else:
+            ledger.freeze_fields(tuple(found), UNLABELLED)
+    bent = [Shaped(o.shape, tuple(Field(f.labels, f.block) for f in o.fields if not f.pliant or f.dims <= firm)) for o in operands]
+    return kept, bent
 
 
 def _meet_blocks(ledger: Ledger, blocks: list[Field]) -> list[Field]:
@@ -66,11 +89,10 @@ def _pin_unlabelled(ledger: Ledger, field: Field, operand: Shaped, fields: Field
     """
     covered = frozenset().union(*(f.dims for f in operand.fields)) if operand.fields else frozenset()
     bare = frozenset(d for d in field.dims if operand.shape[d] > 1) - covered
-    text = "meets values that are not made by prunable weights"
     if bare == field.dims:
-        ledger.freeze(field.labels, text)
+        ledger.freeze(field.labels, UNLABELLED)
     elif bare and _blocks_cover(fields, field.dims - bare, bare):
-        ledger.pin(field.labels, bare, operand.shape, text)
+        ledger.pin(field.labels, bare, operand.shape, UNLABELLED)
     elif bare:
         flattened(ledger, field, bare)
 
@@ -82,7 +104,7 @@ def contract(ledger: Ledger, operands: Sequence[Shaped], letters: Sequence[str],
     spread = [_spread(o, word, space) for o, word in zip(operands, letters, strict=True)]
     fields = meet(ledger, spread, len(space))
     kept = reduce(ledger, fields, frozenset(range(len(out), len(space))))
-    return tuple(Field(f.labels.reshape(f.labels.shape[: len(out)]), f.block) for f in kept)
+    return tuple(f.laid(f.labels.reshape(f.labels.shape[: len(out)])) for f in kept)
 
 
 def _spread(operand: Shaped, word: str, space: list[str]) -> Shaped:
@@ -96,7 +118,7 @@ def _spread(operand: Shaped, word: str, space: list[str]) -> Shaped:
         target = [1] * len(space)
         for dim, place in zip(order, where, strict=True):
             target[place] = field.labels.shape[dim]
-        fields.append(Field(permuted(field, order).labels.reshape(target), field.block))
+        fields.append(field.laid(permuted(field, order).labels.reshape(target)))
     return Shaped(tuple(shape), tuple(fields))
 
 
@@ -116,10 +138,16 @@ def _blocks_cover(fields: Fields, outside: frozenset[int], dims: frozenset[int])
 
 
 def flattened(ledger: Ledger, field: Field, dims: frozenset[int]) -> Field:
-    """The field with its labels united along ``dims``, which it then no longer varies over."""
+    """The field with its labels united along ``dims``, which it then no longer varies over.
+
+    The new labels lie in none of the blocks of the old ones: a row may go, and the sum over the others remains.
+    """
+    if not dims & field.dims:
+        return field
     labels = field.labels
     for dim in sorted(dims & field.dims):
-        first = labels.take([0], axis=dim)
-        ledger.unite(first, labels)
-        labels = first
+        labels = labels.take([0], axis=dim)
+    if (field.labels != NONE).all():
+        labels = ledger.fresh(labels.size).reshape(labels.shape)
+    ledger.unite(labels, field.labels)
     return Field(labels, field.block)

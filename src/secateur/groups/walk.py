@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from secateur.capture.capture import Capture, Fact
+from secateur.capture.normalize.constants import PLIANT
 from secateur.groups.fields import Field, Fields, Labels, along
 from secateur.groups.ledger import Ledger, Reason
-from secateur.groups.rules import Call, Operand, find
+from secateur.groups.meeting import UNLABELLED
+from secateur.groups.rules import Call, Operand, find, takes_pliant
 
 
 @dataclass
@@ -111,14 +113,37 @@ def _call(state: Walk, node: fx.Node) -> None:
 
 
 def _apply(state: Walk, node: fx.Node, call: Call) -> Any:
+    if PLIANT in node.meta:
+        return _pliant(state, node, call.shape)
+    function = find(node.target)
+    call = call if takes_pliant(function) else _firm(call)
     if not any(o.fields for o in call.operands()):
         return [() for _ in call.shapes] if len(call.shapes) > 1 else ()
-    function = find(node.target)
     mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
     if function is None or mutable:
         state.ledger.unknown[node.name] = str(node.target)
         return call.refuse(f"{node.target} has no rule")
     return function(call)
+
+
+def _pliant(state: Walk, node: fx.Node, shape: tuple[int, ...]) -> Fields:
+    """Labels along the fixed dimensions of a tensor that no weight makes: positions of it can be left out as others ask."""
+    return tuple(Field(along(state.ledger.fresh(shape[d]), d, len(shape)), pliant=True) for d in node.meta[PLIANT] if shape[d] > 1)
+
+
+def _firm(call: Call) -> Call:
+    """The call without the pliant fields of its operands, which stay."""
+    found = [f for o in call.operands() for f in o.fields if f.pliant]
+    if not found:
+        return call
+    call.ledger.freeze_fields(tuple(found), UNLABELLED)
+    return replace(call, args={name: _without_pliant(value) for name, value in call.args.items()})
+
+
+def _without_pliant(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_pliant(v) for v in value]
+    return replace(value, fields=tuple(f for f in value.fields if not f.pliant)) if isinstance(value, Operand) else value
 
 
 def _facts(node: fx.Node) -> list[Fact]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.capture.capture import Capture, Fact
+from secateur.capture.normalize.constants import PLIANT
 from secateur.capture.pause import collector_paused
 from secateur.capture.program import as_program
 from secateur.rewrite.constants import Site, adjust
@@ -24,6 +25,9 @@ def rewrite_graph(cut: Cut, *, values: bool = True) -> fx.GraphModule:
     copies: dict[fx.Node, fx.Node] = {}
     numbers: dict[fx.Node, Any] = {}
     for node in capture.graph.nodes:
+        if PLIANT in node.meta and not _changes(cut, node):
+            copies[node] = copies[node.args[0]]
+            continue
         copy = graph.node_copy(node, lambda n: copies[n])
         copy.meta = {k: v for k, v in node.meta.items() if k in ("module",)} | {"origin": node}
         copies[node] = copy

@@ -8,6 +8,7 @@ from dataclasses import replace
 from secateur.capture.capture import Capture
 from secateur.capture.facts import observe
 from secateur.capture.normalize.attention import pin_attention_scale
+from secateur.capture.normalize.constants import mark_constants
 from secateur.capture.normalize.functional import functionalise
 from secateur.capture.normalize.inline import inline_wrappers
 from secateur.capture.normalize.names import canonical_names
@@ -40,6 +41,7 @@ def normalize(capture: Capture) -> Capture:
         drop_expansions(program)
         push_selections_up(program)
         select_shuffles(program)
+        mark_constants(program)
     pin_attention_scale(program)
     folded = fold_weights(program)
     drop_dead(program)

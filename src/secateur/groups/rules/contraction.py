@@ -29,7 +29,7 @@ def add_bias(call: Call, fields: Fields, shape: tuple[int, ...], bias: Operand |
     return fields if bias is None else meet(call.ledger, [Shaped(shape, fields), bias], len(shape))
 
 
-@rule("aten.linear")
+@rule("aten.linear", pliant=True)
 def linear(call: Call) -> Outcome:
     """``y[..., o] = x[..., i] w[o, i] + b[o]``."""
     x, weight = call["input"], call["weight"]
@@ -39,7 +39,7 @@ def linear(call: Call) -> Outcome:
     return add_bias(call, product(call, [x, weight], words, out), call.shape, call["bias"])
 
 
-@rule("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot", "aten.vdot")
+@rule("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot", "aten.vdot", pliant=True)
 def matmul(call: Call) -> Outcome:
     """``y[..., n, m] = a[..., n, k] b[..., k, m]`` with broadcast batch dimensions."""
     a, b = call.operands()
@@ -55,7 +55,7 @@ def _matmul(call: Call, a: Operand, b: Operand) -> Fields:
     return product(call, [a, b], [left, right], out)
 
 
-@rule("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv")
+@rule("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv", pliant=True)
 def addmm(call: Call) -> Outcome:
     """A matrix product added to a broadcast first operand."""
     bias, a, b = call.operands()
@@ -123,7 +123,7 @@ def cosine(call: Call) -> Outcome:
     return product(call, [a, b], words, ascii_lowercase[:rank].replace(ascii_lowercase[dim], ""))
 
 
-@rule("aten.einsum")
+@rule("aten.einsum", pliant=True)
 def einsum(call: Call) -> Outcome:
     """An einsum by its equation; an ellipsis becomes letters of its own."""
     operands: list[Operand] = list(call["tensors"])

@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from secateur.groups.fields import NONE, Field, Fields, along, row_along
-from secateur.groups.meeting import Shaped, meet
+from secateur.groups.meeting import UNLABELLED, Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate")
+@rule("aten.cat", "aten.concat", "aten.concatenate", pliant=True)
 def cat(call: Call) -> Outcome:
     """Along the joined dimension labels follow one another; along the others they meet."""
     parts = [p for p in call["tensors"] if p.shape != (0,)]
@@ -26,10 +26,15 @@ def joined(call: Call, parts: list[Operand], dim: int) -> Fields:
     others = meet(call.ledger, across, rank)
     if any(len(f.dims) > 1 and dim in f.dims for p in parts for f in p.fields):
         return _jointly(call, parts, dim, others)
-    if not any(dim in f.dims for p in parts for f in p.fields):
+    mine = [f for p in parts for f in p.fields if dim in f.dims]
+    if not mine:
+        return others
+    pliant = all(f.pliant for f in mine)
+    if pliant and len(mine) < len(parts):
+        call.ledger.freeze_fields(tuple(mine), UNLABELLED)
         return others
     labels = np.concatenate([_row(p, dim) for p in parts])
-    return (*others, Field(along(labels, dim, rank)))
+    return (*others, Field(along(labels, dim, rank), pliant=pliant))
 
 
 def _row(part: Operand, dim: int) -> np.ndarray:
@@ -40,12 +45,25 @@ def _row(part: Operand, dim: int) -> np.ndarray:
 def _jointly(call: Call, parts: list[Operand], dim: int, others: Fields) -> Fields:
     """Parts whose labels vary jointly over the joined dimension and others: joined row by row."""
     joint = [next((f for f in p.fields if dim in f.dims and not f.block), None) for p in parts]
-    shapes = {f.dims - {dim} for f in joint if f is not None}
-    if len(shapes) != 1 or any(f is None for f in joint):
+    rows = {d: f.labels.shape[d] for f in joint if f is not None and len(f.dims) > 1 for d in f.dims - {dim}}
+    wide = [None if f is None else _in_every_row(call, f, dim, rows) for f in joint]
+    shapes = {f.dims - {dim} for f in wide if f is not None}
+    if len(shapes) != 1 or any(f is None for f in wide):
         return _give_up(call, parts, dim, others)
-    arrays = [f.labels for f in joint if f is not None]
-    field = Field(np.concatenate(arrays, axis=dim))
+    field = Field(np.concatenate([f.labels for f in wide if f is not None], axis=dim))
+    for block in (f for f in others if f.block and f.dims < field.dims):
+        call.ledger.contain(block.labels, field.labels)
     return call.ledger.complete((*others, field))
+
+
+def _in_every_row(call: Call, field: Field, dim: int, rows: dict[int, int]) -> Field:
+    """Labels that are the same in every row get one for each row, so that rows can go from what they are joined with."""
+    if field.dims != {dim} or (field.labels == NONE).any():
+        return field
+    shape = [rows.get(d, size) for d, size in enumerate(field.labels.shape)]
+    labels = call.ledger.fresh(int(np.prod(shape))).reshape(shape)
+    call.ledger.unite(labels, field.labels)
+    return Field(labels)
 
 
 def _give_up(call: Call, parts: list[Operand], dim: int, others: Fields) -> Fields:
@@ -54,13 +72,13 @@ def _give_up(call: Call, parts: list[Operand], dim: int, others: Fields) -> Fiel
     return others
 
 
-@rule("aten.stack")
+@rule("aten.stack", pliant=True)
 def stack(call: Call) -> Outcome:
     """Parts meet along all dimensions; the new one carries no labels."""
     parts = call["tensors"]
     dim = call["dim"] % len(call.shape)
     fields = meet(call.ledger, parts, len(call.shape) - 1)
-    return tuple(Field(np.expand_dims(f.labels, dim), f.block) for f in fields)
+    return tuple(f.laid(np.expand_dims(f.labels, dim)) for f in fields)
 
 
 @rule("aten.repeat", "aten.tile")

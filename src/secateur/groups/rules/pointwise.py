@@ -54,6 +54,7 @@ from secateur.groups.rules.slicing import taken
     *("aten.isfinite", "aten.isinf", "aten.isnan", "aten.resolve_conj", "aten.greater", "aten.less", "aten.not_equal"),
     *("aten.zero", "aten.exponential", "aten.isclose", "aten.complex", "aten.polar"),
     *("aten.greater_equal", "aten.less_equal", "aten.scalar_tensor", "aten.pin_memory", "aten.tensor"),
+    pliant=True,
 )
 def pointwise(call: Call) -> Outcome:
     """Unite what meets, by broadcasting; where activations are added, write down that producers join."""

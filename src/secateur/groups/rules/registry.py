@@ -69,11 +69,13 @@ class Call:
 
 Rule = Callable[[Call], Outcome]
 _RULES: dict[str, Rule] = {}
+_TAKE_PLIANT: set[Rule] = set()
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, pliant: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operators, named as in ``aten.conv2d.default`` or, for all overloads, ``aten.conv2d``.
 
+    A rule that can do with pliant fields says so; to any other they are not shown, and stay.
     A second registration of a name raises ``ValueError``.
     """
 
@@ -82,9 +84,16 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
             if name in _RULES:
                 raise ValueError(f"{name} has a rule already: {_RULES[name].__module__}.{_RULES[name].__name__}")
             _RULES[name] = function
+        if pliant:
+            _TAKE_PLIANT.add(function)
         return function
 
     return register
+
+
+def takes_pliant(function: Rule | None) -> bool:
+    """Whether a rule can do with pliant fields."""
+    return function in _TAKE_PLIANT
 
 
 def find(target: Any) -> Rule | None:

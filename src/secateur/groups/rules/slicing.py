@@ -22,12 +22,12 @@ def taken(call: Call, x: Operand, dim: int, where: slice | np.ndarray) -> Fields
         if all(size == 1 for size in labels.shape):
             call.ledger.freeze(labels, "a single position of it is picked")
         else:
-            fields.append(Field(labels, field.block))
+            fields.append(field.laid(labels))
     units = {f.dims for f in fields if not f.block}
     return tuple(f for f in fields if not (f.block and f.dims in units))
 
 
-@rule("aten.slice", "aten.narrow", "aten.slice_copy")
+@rule("aten.slice", "aten.narrow", "aten.slice_copy", pliant=True)
 def slice_(call: Call) -> Outcome:
     """Positions from start to end, in steps."""
     x = call["self"]
@@ -38,14 +38,14 @@ def slice_(call: Call) -> Outcome:
     return taken(call, x, dim, slice(call["start"], call["end"], call["step"]))
 
 
-@rule("aten.select", "aten.select_copy")
+@rule("aten.select", "aten.select_copy", pliant=True)
 def select(call: Call) -> Outcome:
     """One position of a dimension, which goes."""
     x = call["self"]
     dim = call["dim"] % len(x.shape)
     index = call["index"] % x.shape[dim]
     fields = taken(call, x, dim, slice(index, index + 1))
-    return tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in fields)
+    return tuple(f.laid(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :])) for f in fields)
 
 
 @rule(
@@ -76,10 +76,10 @@ def unbind(call: Call) -> Outcome:
     x = call["self"]
     dim = call["dim"] % len(x.shape)
     parts = [taken(call, x, dim, slice(i, i + 1)) for i in range(x.shape[dim])]
-    return [tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in part) for part in parts]
+    return [tuple(f.laid(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :])) for f in part) for part in parts]
 
 
-@rule("aten.slice_scatter")
+@rule("aten.slice_scatter", pliant=True)
 def slice_scatter(call: Call) -> Outcome:
     """Written values meet the labels of the place they are written to."""
     x, dim = call["self"], call["dim"] % len(call["self"].shape)
@@ -87,14 +87,14 @@ def slice_scatter(call: Call) -> Outcome:
     return _scattered(call, x, place, call["src"])
 
 
-@rule("aten.select_scatter")
+@rule("aten.select_scatter", pliant=True)
 def select_scatter(call: Call) -> Outcome:
     """A written position meets the labels of its place."""
     x, dim = call["self"], call["dim"] % len(call["self"].shape)
     index = call["index"] % x.shape[dim]
     place = taken(call, x, dim, slice(index, index + 1))
     return _scattered(
-        call, x, tuple(Field(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :]), f.block) for f in place), call["src"]
+        call, x, tuple(f.laid(f.labels.reshape(f.labels.shape[:dim] + f.labels.shape[dim + 1 :])) for f in place), call["src"]
     )
 
 
@@ -103,4 +103,4 @@ def _scattered(call: Call, x: Operand, place: Fields, source: Operand) -> Fields
     labelled = frozenset().union(*(f.dims for f in x.fields))
     bare = tuple(f for f in source.fields if not f.dims <= labelled)
     call.ledger.freeze_fields(bare, "is written into a tensor without labels")
-    return tuple(x.fields)
+    return tuple(Field(f.labels, f.block) for f in x.fields)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from secateur.groups.fields import NONE, Field, Fields, Labels, hierarchy, permuted, regroup, reshaped
+from secateur.groups.fields import NONE, Field, Fields, Labels, along, hierarchy, permuted, regroup, reshaped
 from secateur.groups.ledger import Rectangle
 from secateur.groups.meeting import flattened
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
@@ -33,6 +33,7 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
         "aten.atleast_2d",
         "aten.atleast_3d",
     ),
+    pliant=True,
 )
 def view(call: Call) -> Outcome:
     """Reshape the labels; dimensions that split get block labels, dimensions that merge out of order are united first."""
@@ -45,12 +46,24 @@ def viewed(call: Call, x: Operand, shape: tuple[int, ...]) -> Fields:
     if math.prod(x.shape) == 0:
         return call.refuse("an empty tensor is reshaped")  # type: ignore[return-value]
     runs = regroup(x.shape, shape)
-    source = tuple(_in_order(call, f, x.fields, runs) for f in x.fields)
+    pliant = [_bent(call, f, x.shape, shape, runs) for f in x.fields if f.pliant]
+    firm = tuple(f for f in x.fields if not f.pliant)
+    source = tuple(_in_order(call, f, firm, runs) for f in firm)
     fields = _crossed(call, source, _as_blocks(call, source, [reshaped(f, x.shape, shape) for f in source]))
     units = {f.dims for f in fields if not f.block}
     kept = tuple(f for f in fields if f.dims and not (f.block and f.dims in units))
     _hold_lost(call, source, fields)
-    return call.ledger.complete(_once(call, kept))
+    return (*call.ledger.complete(_once(call, kept)), *(f for f in pliant if f is not None))
+
+
+def _bent(call: Call, field: Field, old: tuple[int, ...], new: tuple[int, ...], runs: list[tuple[list[int], list[int]]]) -> Field | None:
+    """A pliant field where its dimension stays one by itself; else its labels stay."""
+    for left, right in runs:
+        before, after = [d for d in left if old[d] > 1], [d for d in right if new[d] > 1]
+        if field.dims == set(before) and len(after) == 1:
+            return field.laid(along(field.labels.ravel(), after[0], len(new)))
+    call.ledger.freeze(field.labels, "is reshaped together with other dimensions")
+    return None
 
 
 def _as_blocks(call: Call, before: Fields, after: list[Field]) -> list[Field]:
@@ -129,7 +142,7 @@ def _in_order(call: Call, field: Field, fields: Fields, runs: list[tuple[list[in
     return field
 
 
-@rule("aten.permute", "aten.permute_copy")
+@rule("aten.permute", "aten.permute_copy", pliant=True)
 def permute(call: Call) -> Outcome:
     """Put the dimensions in another order."""
     x = call["self"]
@@ -137,7 +150,17 @@ def permute(call: Call) -> Outcome:
     return tuple(permuted(f, order) for f in x.fields)
 
 
-@rule("aten.transpose", "aten.swapaxes", "aten.swapdims", "aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint", "aten.transpose_copy")
+@rule(
+    "aten.transpose",
+    "aten.swapaxes",
+    "aten.swapdims",
+    "aten.t",
+    "aten.numpy_T",
+    "aten.mT",
+    "aten.adjoint",
+    "aten.transpose_copy",
+    pliant=True,
+)
 def transpose(call: Call) -> Outcome:
     """Exchange two dimensions."""
     x = call["self"]
@@ -151,7 +174,7 @@ def transpose(call: Call) -> Outcome:
     return tuple(permuted(f, order) for f in x.fields)
 
 
-@rule("aten.movedim", "aten.moveaxis")
+@rule("aten.movedim", "aten.moveaxis", pliant=True)
 def movedim(call: Call) -> Outcome:
     """Move some dimensions to other places."""
     x = call["self"]
@@ -172,9 +195,12 @@ def flip(call: Call) -> Outcome:
     return tuple(Field(np.flip(f.labels, dims).copy(), f.block) for f in x.fields)
 
 
-@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy", pliant=True)
 def expand(call: Call) -> Outcome:
-    """Repeat along dimensions of size 1, which carry no labels."""
+    """Repeat along dimensions of size 1: as often as what they meet has labels there."""
     x = call["self"]
-    lead = len(call.shape) - len(x.shape)
-    return tuple(Field(f.labels.reshape((1,) * lead + f.labels.shape), f.block) for f in x.fields)
+    rank, lead = len(call.shape), len(call.shape) - len(x.shape)
+    sizes = call.args.get("size", ())
+    grown = [d for d, size in enumerate(call.shape) if size > 1 and (d < lead or x.shape[d - lead] == 1)]
+    repeats = [along(call.ledger.fresh(call.shape[d]), d, rank) for d in grown if d < len(sizes) and sizes[d] == call.shape[d]]
+    return (*(f.laid(f.labels.reshape((1,) * lead + f.labels.shape)) for f in x.fields), *(Field(r, pliant=True) for r in repeats))

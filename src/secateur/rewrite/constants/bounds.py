@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from secateur.capture.normalize.constants import PLIANT
 from secateur.rewrite.constants.registry import Site, adjusts
 
 
@@ -59,6 +60,18 @@ def split(site: Site) -> None:
         bounds = [0, *(site.cut.before(fields, dim, shape[dim], end) for end in ends)]
         site.new.target = torch.ops.aten.split_with_sizes.default
         site.new.args, site.new.kwargs = (site.new.args[0], [b - a for a, b in pairwise(bounds)], dim), {}
+
+
+@adjusts("aten.clone")
+def left_out(site: Site) -> None:
+    """The positions that stay of a tensor that no weight makes."""
+    for dim in site.old.meta.get(PLIANT, ()):
+        kept = site.cut.along(site.fields, dim, site.dense[dim])
+        if not kept.all():
+            table = site.constant(torch.as_tensor(np.flatnonzero(kept)), "positions")
+            with site.new.graph.inserting_before(site.new):
+                source = site.new.graph.call_function(torch.ops.aten.index_select.default, (site.new.args[0], dim, table))
+            site.new.update_arg(0, source)
 
 
 @adjusts("aten.index_select")

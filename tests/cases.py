@@ -102,6 +102,7 @@ CASES = [
     Case("decoder_3d", lambda: cv.Decoder(3), image(2, 4, 4, 4)),
     Case("grouped_decoder", cv.GroupedDecoder, PIXELS, heads=True),
     Case("squeeze_excite", cv.SqueezeExcite, PIXELS),
+    Case("neighbouring_channels", cv.NeighbouringChannels, PIXELS),
     Case("channel_shuffle", cv.ChannelShuffle, PIXELS),
     Case("shuffle_layer", cv.ShuffleLayer, PIXELS, heads=True),
     Case("pixel_shuffle", cv.PixelShuffle, PIXELS),

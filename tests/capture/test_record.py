@@ -175,16 +175,6 @@ def test_inputs_are_left_alone() -> None:
     assert torch.equal(inputs, torch.full((2, 2), -1.0))
 
 
-def test_autocast_inside_is_refused() -> None:
-    class Casting(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return super().forward(x)
-
-    with pytest.raises(CaptureError, match="autocast"):
-        record(Casting(2, 2), (torch.ones(1, 2),))
-
-
 def test_functional_transforms_are_refused() -> None:
     class Mapped(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -21,18 +21,29 @@ def row(analysis: Found, name: str, dim: int) -> list[int]:
     return analysis.solution.classes[analysis.solution.slot_labels[name, dim].ravel()].tolist()
 
 
-def test_a_convolution_reads_channels_and_holds_what_it_slides_over() -> None:
+def test_a_convolution_reads_channels() -> None:
     met = found(lambda a, b, c: F.conv2d(a, b, c, padding=1), (2, 3, 5, 5), (4, 3, 3, 3), (4,))
     assert met["b1"] == met["a1"] == own("a1", 3)
     assert met["c0"] == met["b0"] == own("b0", 4)
-    assert met["a2"] == met["a3"] == whole(5)
-    assert met["b2"] == whole(3)
+    assert met["b2"] == met["b3"] == whole(3)
     assert met["a0"] == own("a0", 2)
+
+
+def test_what_a_convolution_slides_over_may_go_and_what_it_makes_takes_the_labels_that_it_meets() -> None:
+    met = found(lambda a, b, c: F.conv2d(a, b, padding=1) + c, (2, 3, 5, 6), (4, 3, 3, 3), (1, 4, 5, 1))
+    assert (met["a2"], met["a3"], met["c2"]) == (own("a2", 5), own("a3", 6), own("c2", 5))
+    assert met["b2"] == whole(3)
+    assert (frozenset({2}), False) in met.fields("aten.conv2d")
+
+
+def test_a_convolution_holds_what_it_slides_over_together_with_other_dimensions() -> None:
+    met = found(lambda a, b: F.conv1d(a.reshape(1, 2, 3), b, padding=1), (6,), (4, 2, 3))
+    assert met["a0"] == whole(6)
 
 
 def test_a_kernel_of_one_passes_the_positions() -> None:
     assert found(F.conv1d, (2, 3, 5), (4, 3, 1))["a2"] == own("a2", 5)
-    assert found(lambda a, b: F.conv1d(a, b, stride=2), (2, 3, 5), (4, 3, 1))["a2"] == whole(5)
+    assert found(lambda a, b: F.conv1d(a, b, stride=2) + torch.rand(3), (2, 3, 5), (4, 3, 1))["a2"] == own("a2", 5)
 
 
 @pytest.mark.parametrize("function", [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d])

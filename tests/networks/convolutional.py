@@ -174,6 +174,20 @@ class SqueezeExcite(nn.Module):
         return self.head(x * torch.sigmoid(gate))
 
 
+class NeighbouringChannels(nn.Module):
+    """A gate for each channel that is computed from those beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = conv(3, 12), nn.Conv1d(1, 1, 3, padding=1)
+        self.last, self.head = conv(12, 8), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.mix(x.mean((2, 3))[:, None])[:, 0].sigmoid()
+        return self.head(self.last(x * gate[:, :, None, None]))
+
+
 class ChannelShuffle(nn.Module):
     """Halves that are joined and shuffled by view, transpose, view."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture.capture import Capture
+from secateur.capture.casts import CONVERT, cast_dtype, converts
 from secateur.capture.execution import plain_execution
 from secateur.capture.flat import flatten_inputs
 from secateur.capture.leaves import Leaves
@@ -84,19 +85,37 @@ def _recording(tape: Tape) -> Iterator[None]:
             named = dict(kwargs or {})
             _refuse_unrecordable(args, named)
 
-            def run() -> Any:
+            def plain(call: Callable[..., Any], *operands: Any, **options: Any) -> Any:
                 with no_python_dispatcher():
-                    return func(*args, **named)
+                    return call(*operands, **options)
 
-            return tape.call(func, args, named, run)
+            if torch._C._is_any_autocast_enabled():
+                return _recorded_casting(tape, func, args, named, plain)
+            return tape.call(func, args, named, lambda: plain(func, *args, **named))
 
     with enable_python_dispatcher(), enable_pre_dispatch(), Recorder():
         yield
 
 
+def _recorded_casting(
+    tape: Tape, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plain: Callable[..., Any]
+) -> Any:
+    """Record a call under autocast, the conversions that autocast makes in front of it."""
+    if func._schema.is_mutable:  # type: ignore[attr-defined]
+        return tape.call(func, args, kwargs, lambda: plain(func, *args, **kwargs))
+    result = plain(func, *args, **kwargs)
+    dtype = cast_dtype(func, args, kwargs, result)
+
+    def cast(value: Any) -> Any:
+        if dtype is None or not converts(value, dtype):
+            return value
+        return tape.call(CONVERT, (value, dtype), {}, lambda: plain(CONVERT, value, dtype))
+
+    args, kwargs = pytree.tree_map(cast, (args, kwargs))
+    return tape.call(func, args, kwargs, lambda: result)
+
+
 def _refuse_unrecordable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if torch._C._is_any_autocast_enabled():
-        raise CaptureError("The model switches on autocast, which a recorded graph cannot show.")
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise CaptureError("The model calls torch.func.vmap or grad, which a recorded graph cannot show.")

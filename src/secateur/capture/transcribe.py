@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._ops import HigherOrderOperator
 from torch.fx.node import Node, map_arg
 
+from secateur.capture.casts import CONVERT, cast_dtype, converts
 from secateur.capture.facts import CONSTANT_PREFIX
 from secateur.capture.leaves import Leaves
 from secateur.capture.writes import close_graph
@@ -35,6 +36,7 @@ class Transcript:
         self._prefix = prefix
         self._constant_sources: dict[str, Tensor] = {}
         self._stored: dict[str, Node] = {}
+        self._casting = False
         for node in self.inputs:
             node.meta["module"] = ""
 
@@ -89,6 +91,8 @@ class Transcript:
             raise CaptureError(f"The traced graph has a node {node.format_node()}, which is no call of an operator.")
         args = map_arg(node.args, values.__getitem__)
         kwargs = map_arg(node.kwargs, values.__getitem__)
+        if self._casting:
+            args, kwargs = self._cast(node, values)
         if isinstance(node.target, HigherOrderOperator):
             return self._inline(node, args)
         if node.target is operator.getitem and not isinstance(args[0], Node):
@@ -106,9 +110,26 @@ class Transcript:
         body = next((x for x in args if isinstance(x, fx.GraphModule)), None)
         if first is None or body is None:
             raise CaptureError(f"The model uses torch.ops.higher_order.{name} (node {node.name}), whose inside cannot be pruned.")
-        if name == "wrap_with_autocast" and args[2]:
-            raise CaptureError(f"The model switches on autocast (node {node.name}), which a graph cannot show.")
-        return self.write(body, args[first:])
+        before = self._casting
+        self._casting = bool(args[2]) if name == "wrap_with_autocast" else before
+        try:
+            return self.write(body, args[first:])
+        finally:
+            self._casting = before
+
+    def _cast(self, node: Node, values: Mapping[Node, Any]) -> tuple[Any, Any]:
+        """The operands of a call under autocast, converted as it would."""
+        known = map_arg((node.args, node.kwargs), lambda each: each.meta.get("val"))
+        dtype = cast_dtype(node.target, *known, node.meta.get("val"))  # type: ignore[arg-type]
+
+        def cast(each: Node) -> Any:
+            if dtype is None or not converts(each.meta.get("val"), dtype):
+                return values[each]
+            copy = self.graph.call_function(CONVERT, (values[each], dtype))
+            copy.meta["module"] = _module_path(node, copy, self._prefix)
+            return copy
+
+        return map_arg(node.args, cast), map_arg(node.kwargs, cast)
 
 
 def _module_path(node: Node, copy: Node, prefix: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from secateur.capture.capture import Capture, Fact
+from secateur.capture.casts import stored_name
 from secateur.capture.normalize.constants import PLIANT
 from secateur.groups.fields import Field, Fields, Labels, along
 from secateur.groups.ledger import Ledger, Reason
@@ -172,6 +173,5 @@ def _operand(state: Walk, value: Any) -> Any:
         return value
     fact = value.meta.get("fact")
     if isinstance(fact, Fact):
-        leaf = str(value.target) if value.op == "get_attr" else None
-        return Operand(fact.shape, state.tensor_fields(value), fact.value, leaf, value in state.free)
+        return Operand(fact.shape, state.tensor_fields(value), fact.value, stored_name(value), value in state.free)
     return [Operand(f.shape, fs, f.value) for f, fs in zip(fact, state.fields[value], strict=True)] if isinstance(fact, list) else fact

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.capture.capture import Capture
+from secateur.capture.casts import stored_name
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import smaller
 from secateur.rewrite.slices import Slices
@@ -73,8 +74,8 @@ def _rewritten_groups(program: fx.GraphModule) -> dict[str, int]:
             names = [a.name for a in node.target._schema.arguments]
             named = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
             count, weight = named.get("groups", named.get("num_groups")), named.get("weight")
-            if isinstance(count, int) and isinstance(weight, fx.Node):
-                out[str(weight.target)] = count
+            if isinstance(count, int) and isinstance(weight, fx.Node) and (name := stored_name(weight)):
+                out[name] = count
     return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from secateur.groups.fields import Field, Fields, along
+from secateur.groups.fields import NONE, Field, Fields, along
 from secateur.groups.ledger import Rectangle
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.contraction import product
@@ -35,22 +37,34 @@ def _convolve(call: Call, x: Operand, weight: Operand, bias: Operand | None, gro
     spatial = len(weight.shape) - 2
     if len(x.shape) == spatial + 1:
         return call.refuse("a convolution without a batch dimension has no rule")
-    x, weight = _hold_spatial(call, x, weight)
+    slid = _slid_over(call, x, weight)
+    x, weight = _hold_spatial(call, x, weight, slid)
     grouped = groups > 1
     fields = _grouped(call, x, weight, groups, transposed=transposed) if grouped else _plain(call, x, weight, transposed=transposed)
     if bias is not None:
         lifted = tuple(Field(f.labels.reshape(-1, *[1] * spatial), f.block) for f in bias.fields)
         fields = meet(call.ledger, [Shaped(call.shape, fields), Shaped((bias.shape[0], *[1] * spatial), lifted)], len(call.shape))
-    return fields
+    made = (Field(along(call.ledger.fresh(call.shape[d]), d, len(call.shape)), pliant=True) for f in slid for d in f.dims)
+    return (*fields, *(f for f in made if f.dims))
 
 
-def _hold_spatial(call: Call, x: Operand, weight: Operand) -> tuple[Operand, Operand]:
-    """Keep labels along kernel and spatial dimensions whole, unless the kernel mixes nothing."""
-    kernel = weight.shape[2:]
-    mixes = any(k > 1 for k in kernel) or tuple(call.shape[2:]) != tuple(x.shape[2:])
+def _mixes(call: Call, x: Operand, weight: Operand) -> bool:
+    return any(k > 1 for k in weight.shape[2:]) or tuple(call.shape[2:]) != tuple(x.shape[2:])
+
+
+def _slid_over(call: Call, x: Operand, weight: Operand) -> Fields:
+    """Labels of single spatial dimensions: the kernel finds zeros where they went, and of what it makes any part can be taken."""
+    spatial = range(2, len(weight.shape)) if _mixes(call, x, weight) else ()
+    return tuple(f for f in x.fields if any(f.dims == {d} for d in spatial) and not f.block and (f.labels != NONE).all())
+
+
+def _hold_spatial(call: Call, x: Operand, weight: Operand, slid: Fields) -> tuple[Operand, Operand]:
+    """Keep labels along kernel dimensions whole, and those along spatial ones that are mixed together with others."""
     spatial = frozenset(range(2, len(weight.shape)))
+    mixed = _mixes(call, x, weight)
     weight = _without(call, weight, spatial, "dimension of a convolution kernel")
-    return (_without(call, x, spatial, "dimension over which a convolution slides") if mixes else x), weight
+    x = replace(x, fields=tuple(f for f in x.fields if f not in slid))
+    return (_without(call, x, spatial, "dimension over which a convolution slides") if mixed else x), weight
 
 
 def _without(call: Call, operand: Operand, dims: frozenset[int], text: str) -> Operand:

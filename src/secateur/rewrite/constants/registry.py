@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from secateur.capture.capture import Fact
 from secateur.groups.fields import Fields
+from secateur.groups.solve import Mask
 from secateur.rewrite.cut import Cut
 
 Adjust = Callable[["Site"], None]
@@ -97,6 +99,29 @@ class Site:
         self.root.register_buffer(f"_{stem}_{number}", value, persistent=False)
         with self.new.graph.inserting_before(self.new):
             return self.new.graph.get_attr(f"_{stem}_{number}")
+
+    def spread(self, node: Any, dim: int, kept: Mask) -> fx.Node:
+        """A tensor with zeros at the positions of a dimension that went."""
+        with self.new.graph.inserting_before(self.new):
+            pads = [0, 0] * (len(self.source("input")[1]) - 1 - dim) + [0, 1]
+            padded = self.new.graph.call_function(torch.ops.aten.constant_pad_nd.default, (node, pads))
+        places = np.where(kept, np.cumsum(kept) - 1, int(kept.sum()))
+        table = self.constant(torch.as_tensor(places), "positions")
+        with self.new.graph.inserting_before(self.new):
+            return self.new.graph.call_function(torch.ops.aten.index_select.default, (padded, dim, table))
+
+    def select(self, kept: Mapping[int, Mask]) -> None:
+        """Let the call make all positions of some dimensions, and the new node take those that stay."""
+        tables = {dim: self.constant(torch.as_tensor(np.flatnonzero(mask)), "positions") for dim, mask in kept.items()}
+        with self.new.graph.inserting_before(self.new):
+            source = self.new.graph.create_node("call_function", self.new.target, self.new.args, self.new.kwargs)
+            source.meta["module"] = self.old.meta.get("module", "")
+            shape = tuple(self.dense[d] if d in kept else size for d, size in enumerate(self.shape))
+            source.meta["fact"] = Fact(shape, self.old.meta["fact"].dtype)
+            *others, last = tables
+            for dim in others:
+                source = self.new.graph.call_function(torch.ops.aten.index_select.default, (source, dim, tables[dim]))
+        self.new.target, self.new.args, self.new.kwargs = torch.ops.aten.index_select.default, (source, last, tables[last]), {}
 
 
 def adjusts(*names: str) -> Callable[[Adjust], Adjust]:

@@ -54,9 +54,16 @@ def group_norm(site: Site) -> None:
     "aten.convolution",
 )
 def convolution(site: Site) -> None:
-    """Groups of which something is left."""
+    """Groups of which something is left; spatial dimensions that were cut are as wide as before while the kernel slides."""
     if site.get("groups") > 1:
         _living_groups(site, "groups")
+    fields, dense = site.source("input")
+    for dim in range(2, len(dense)):
+        if not (kept := site.cut.along(fields, dim, dense[dim])).all():
+            site.new.update_arg(0, site.spread(site.new.args[0], dim, kept))
+    made = {dim: kept for dim in range(2, len(dense)) if not (kept := site.cut.along(site.fields, dim, site.dense[dim])).all()}
+    if made:
+        site.select(made)
 
 
 def _living_groups(site: Site, name: str) -> None:

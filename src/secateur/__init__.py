@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from secateur.allocate import GlobalRank, Isomorphic, Options, Slamp, Uniform
+from secateur.allocate import GlobalRank, Isomorphic, Knapsack, Options, Slamp, Uniform
 from secateur.capture.onnx import OnnxModel, load_onnx
 from secateur.decompose import CP, SVD, ByEnergy, ByRatio, ByVBMF, SpatialSVD, Tucker
 from secateur.errors import (
@@ -26,7 +26,7 @@ from secateur.plan import Factorize, Plan, Prune
 from secateur.recover import Attention, BatchNorm, FoldMeans, Nothing, Refit, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
-from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, Index, NuclearNorm, Random, Taylor, Variance
+from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, Index, NuclearNorm, Random, Taylor, Variance
 from secateur.study import Study, study
 from secateur.study.cheaper import Cheaper
 from secateur.study.wish import Decompose
@@ -53,10 +53,12 @@ __all__ = [
     "FoldMeans",
     "GeometricMedian",
     "GlobalRank",
+    "GroupNorm",
     "Index",
     "Isomorphic",
     "Iterated",
     "Iterative",
+    "Knapsack",
     "L2",
     "Layer",
     "Layers",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from secateur.recover import Nothing, Recovery, Standard, reestimate_batch_norm,
 from secateur.result import Result
 from secateur.rewrite import TOLERANCE
 from secateur.rewrite.apply import Prefer
-from secateur.score import L2, Scorer
+from secateur.score import Scorer
 from secateur.score.batches import Data, calibration_inputs
 from secateur.study import Calibration, Study, calibration, carry_out, study
 from secateur.study.cheaper import Cheaper
 from secateur.study.stages import Between
+from secateur.study.suited import suited
 from secateur.study.wish import Decompose
 from secateur.target import Target
 
@@ -123,11 +123,14 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
 ) -> Result:
     """Do all of it: find the channels, score them, cut to a ratio or a target, prove, recover, and time both models.
 
-    With ``decompose`` layers are factorized, after channels have been cut where a ratio is given too; the target is then one for the ranks.
-
     Args:
+        criterion: how channels are scored. By default by the error that a refit leaves (:class:`~secateur.OBS`) where there are data, else
+            by the norms of all their weights (:class:`~secateur.GroupNorm`).
+        allocator: how layers are compared. By default, for a target and where no criterion is named, by loss for each MAC or parameter
+            (:class:`~secateur.Knapsack`), without data in one ranking; otherwise each layer loses the same ratio.
         target: what may remain of MACs, parameters or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.
-        decompose: factorize layers, at its ranks or at those that the target finds; by :class:`Cheaper` only those where it loses less.
+        decompose: factorize layers, at its ranks or at those that the target finds, after a cut to the ratio if there is one; by
+            :class:`Cheaper` only those where that loses less.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it
             layers are refitted, and criteria that look at activations can be used.
         recover: what wins back the cut's loss once it is proven; by default :class:`~secateur.Standard`. It gives tensors new values and
@@ -143,26 +146,28 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     """
     held = data if data is None or isinstance(data, Tensor | str | Path) else list(data)
     found = study(model, inputs)
-    choose = partial(
-        found.plan, criterion or L2(), ratio=ratio, allocator=allocator, heads=heads, exclude=exclude, options=options, data=held
-    )
+
+    def pruned(within: Target | None) -> Plan:
+        way = suited(found, criterion=criterion, allocator=allocator, options=options, target=within, data=held)
+        return way.plan(found, ratio=ratio, target=within, heads=heads, exclude=exclude)
+
     between = None if held is None else recovering(recover, held)
     if decompose is None:
-        plan = choose(target=target or (None if ratio is not None else HALF))
+        plan = pruned(target or (None if ratio is not None else HALF))
     elif isinstance(decompose, Cheaper):
         _require_nothing(ratio=ratio, heads=heads, criterion=criterion, allocator=allocator, options=options)
         plan = decompose.plan(found, target or HALF, held, exclude=exclude, samples=SAMPLES, between=between)
     else:
-        start = found if ratio is None and heads is None else found.after(choose(), between=between)
+        start = found.after(pruned(None), between=between) if ratio is not None or heads is not None else found
         plan = _decomposed(start, decompose, target, exclude, held)
-    result = apply(
-        found, replace(plan, settings={**plan.settings, "seed": seed}), prefer=prefer, data=held, samples=SAMPLES, between=between
-    )
-    result = recovered(result, found, recover, held)
-    if latency:
-        timed = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
-        result = replace(result, latency=timed, notes=(*result.notes, *slower_than_dense(timed)))
-    return result
+    plan = replace(plan, settings={**plan.settings, "seed": seed})
+    result = recovered(apply(found, plan, prefer=prefer, data=held, samples=SAMPLES, between=between), found, recover, held)
+    return _timed(result, found) if latency else result
+
+
+def _timed(result: Result, found: Study) -> Result:
+    latency = compare_latency({"dense": found.model, "compressed": result.model}, result.args, result.kwargs)
+    return replace(result, latency=latency, notes=(*result.notes, *slower_than_dense(latency)))
 
 
 def recovering(recover: Recovery, data: Data) -> Between:

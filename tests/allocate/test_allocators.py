@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from score.by_hand import group
-from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Options, Slamp, Uniform, allocate, settled
+from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Knapsack, Options, Slamp, Uniform, allocate, settled
 from secateur.allocate.constraints import check_removal
 from secateur.allocate.pool import living
 from secateur.errors import SelectionError
 from secateur.groups import ChannelGroup
 from secateur.score import Combine, GroupPolicy
 
-ALLOCATORS: list[Allocator] = [Uniform(), GlobalRank(), Slamp(), Isomorphic(), Isomorphic(Slamp()), Isomorphic(Uniform())]
+ALLOCATORS: list[Allocator] = [Uniform(), GlobalRank(), Slamp(), Isomorphic(), Isomorphic(Slamp()), Isomorphic(Uniform()), Knapsack()]
 GROUPS = [
     group("plain", 12, signature="a"),
     group("wide", 40, signature="a"),

@@ -1,10 +1,11 @@
 """Decide how many channels of each group go, and which."""
 
 from secateur.allocate.allocate import Allocation, allocate
-from secateur.allocate.allocator import Allocator, settled
+from secateur.allocate.allocator import Allocator, priced, settled
 from secateur.allocate.exclude import Leave, excluded
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.isomorphic import Isomorphic
+from secateur.allocate.knapsack import Knapsack
 from secateur.allocate.options import Options
 from secateur.allocate.slamp import Slamp
 from secateur.allocate.uniform import Uniform
@@ -14,11 +15,13 @@ __all__ = [
     "Allocator",
     "GlobalRank",
     "Isomorphic",
+    "Knapsack",
     "Leave",
     "Options",
     "Slamp",
     "Uniform",
     "allocate",
     "excluded",
+    "priced",
     "settled",
 ]

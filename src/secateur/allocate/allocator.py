@@ -11,6 +11,9 @@ import numpy as np
 from secateur.allocate.ladder import Ladder, Scores
 from secateur.allocate.options import Options
 
+Costs = Mapping[str, float]
+"""Multiply-adds, or elements, of each weight by its name."""
+
 
 class Allocator(Protocol):
     """A way of spreading one ratio over groups.
@@ -29,6 +32,12 @@ def settled(allocator: Allocator, options: Options) -> tuple[Options, tuple[str,
     """The options under which an allocator makes sense, to be settled before channels are scored, and a note on what changed."""
     settle: Callable[[Options], tuple[Options, tuple[str, ...]]] | None = getattr(allocator, "settled", None)
     return (options, ()) if settle is None else settle(options)
+
+
+def priced(allocator: Allocator, macs: Costs, parameters: Costs) -> Allocator:
+    """The allocator with what the weights of a model cost, where it wants to know."""
+    price: Callable[[Costs, Costs], Allocator] | None = getattr(allocator, "priced", None)
+    return allocator if price is None else price(macs, parameters)
 
 
 def smallest(ladders: Sequence[Ladder], costs: Sequence[Scores], ratio: float) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from secateur.allocate.allocator import Allocator, settled
+from secateur.allocate.allocator import Allocator, Costs, priced, settled
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.ladder import Ladder
 from secateur.allocate.options import Options
@@ -31,3 +31,7 @@ class Isomorphic:
     def settled(self, options: Options) -> tuple[Options, tuple[str, ...]]:
         """The options under which the inner allocator makes sense, and a note if that changes them."""
         return settled(self.inner, options)
+
+    def priced(self, macs: Costs, parameters: Costs) -> Isomorphic:
+        """The same with the costs of a model."""
+        return Isomorphic(priced(self.inner, macs, parameters))

@@ -61,10 +61,12 @@ class Choice:
     text: str
     shared: frozenset[str] = frozenset()
     """Fields that take the value of an option of the same name elsewhere in the command."""
+    undecided: str | None = None
+    """A name that leaves the choice to the command, which then gets ``None``."""
 
     def parameters(self) -> Sequence[inspect.Parameter]:
         """The option that chooses, then the settings of each class."""
-        name = Literal[tuple(self.entries)]  # type: ignore[valid-type]
+        name = Literal[(*([self.undecided] if self.undecided else []), *self.entries)]  # type: ignore[valid-type]
         chosen = typer.Option(f"--{self.option}", help=self.text, rich_help_panel=self._panel)
         own = [inspect.Parameter(self.option, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[name, chosen])]
         return [*own, *self._settings().values()]
@@ -75,11 +77,13 @@ class Choice:
 
     def of(self, name: str, values: Values) -> Any:
         """An object of the class with this name."""
-        own = {f.name: f for f in self._fields(self.entries[name])}
+        own = {} if name == self.undecided else {f.name: f for f in self._fields(self.entries[name])}
         given = {key: values[key] for key in self._settings() if values[key] is not None}
         if foreign := [key for key in given if key not in own]:
             owners = [n for n, cls in self.entries.items() if foreign[0] in {f.name for f in fields(cls)}]
             raise typer.BadParameter(f"--{dashed(foreign[0])} belongs to --{self.option} {' or '.join(owners)}, not to {name}.")
+        if name == self.undecided:
+            return None
         nothing = {**values, **dict.fromkeys(given)}
         built = {key: self.of(value, nothing) if value in self.entries else value for key, value in given.items()}
         common = {f.name: values[f.name] for f in fields(self.entries[name]) if f.name in self.shared}

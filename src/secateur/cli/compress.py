@@ -8,7 +8,7 @@ from secateur.allocate import Options
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, Destination
 from secateur.cli.progress import working
-from secateur.cli.registry import Criterion, Recovering, Spread
+from secateur.cli.registry import Recovering, SuitedCriterion, SuitedSpread
 from secateur.cli.results import Cutting, Timing, saved
 from secateur.cli.selection import Calibration, Selection
 from secateur.cli.source import Source
@@ -43,8 +43,8 @@ class Ways:
 def compress(
     source: Source,
     selection: Selection,
-    criterion: Criterion,
-    allocator: Spread,
+    criterion: SuitedCriterion,
+    allocator: SuitedSpread,
     options: Options,
     calibration: Calibration,
     recover: Recovering,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
-from secateur.allocate import Allocator, GlobalRank, Isomorphic, Slamp, Uniform
+from secateur.allocate import Allocator, GlobalRank, Isomorphic, Knapsack, Slamp, Uniform
 from secateur.cli.bundles import Choice
 from secateur.recover import BatchNorm, FoldMeans, Nothing, Recovery, Refit, Standard
-from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, NuclearNorm, Random, Scorer, Taylor, Variance
+from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, NuclearNorm, Random, Scorer, Taylor, Variance
 
 CRITERIA = Choice(
     option="criterion",
     entries={
         "l2": L2,
         "gm": GeometricMedian,
+        "group_norm": GroupNorm,
         "nn": NuclearNorm,
         "snp": SNP,
         "taylor": Taylor,
@@ -23,15 +25,29 @@ CRITERIA = Choice(
         "random": Random,
     },
     default="l2",
-    text="How channels are scored: L2 norm, geometric median, SNP (with --data for attention), chance; or, on --data: nuclear norm, what "
-    "the outputs lose (taylor, fisher), what the next layer loses once its means are folded (variance) or once it is refitted (obs).",
+    text="How channels are scored: L2 norm, norms of all weights that they have a place in, geometric median, SNP (with --data for "
+    "attention), chance; or, on --data: nuclear norm, what the outputs lose (taylor, fisher), what the next layer loses once its "
+    "means are folded (variance) or once it is refitted (obs).",
     shared=frozenset(["seed"]),
 )
 ALLOCATORS = Choice(
     option="allocator",
-    entries={"uniform": Uniform, "global_rank": GlobalRank, "slamp": Slamp, "isomorphic": Isomorphic},
+    entries={"uniform": Uniform, "global_rank": GlobalRank, "slamp": Slamp, "isomorphic": Isomorphic, "knapsack": Knapsack},
     default="uniform",
-    text="How one ratio is spread: the same for each layer, by one ranking, by layer-adaptive shares, or by rankings among like layers.",
+    text="How one ratio is spread: the same for each layer, by one ranking, by layer-adaptive shares, by rankings among like layers, or by "
+    "the score for each multiply-add or parameter that goes (knapsack).",
+)
+SUITED_CRITERIA = replace(
+    CRITERIA,
+    default="auto",
+    undecided="auto",
+    text=f"{CRITERIA.text} auto: obs with --data, or taylor where that takes too much memory; group_norm without.",
+)
+SUITED_ALLOCATORS = replace(
+    ALLOCATORS,
+    default="auto",
+    undecided="auto",
+    text=f"{ALLOCATORS.text} auto: knapsack with --data, global_rank without, and uniform for a --ratio or a criterion that was chosen.",
 )
 RECOVERIES = Choice(
     option="recover",
@@ -44,3 +60,5 @@ RECOVERIES = Choice(
 Criterion = Annotated[Scorer, CRITERIA]
 Spread = Annotated[Allocator, ALLOCATORS]
 Recovering = Annotated[Recovery, RECOVERIES]
+SuitedCriterion = Annotated[Scorer | None, SUITED_CRITERIA]
+SuitedSpread = Annotated[Allocator | None, SUITED_ALLOCATORS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,8 +13,9 @@ from secateur.cli.bundles import option
 from secateur.cli.progress import working
 from secateur.errors import SelectionError
 from secateur.plan import Plan
-from secateur.score import Scorer, needs_data
+from secateur.score import Scorer
 from secateur.study import Study
+from secateur.study.suited import suited
 from secateur.target import Target
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ class Calibration:
 
     data: str | None = field(default=None, metadata=option(metavar="DATA"))
     """Batches for criteria that look at activations: a .npz or .npy file, a folder of images, or package.module:function."""
-    samples: int = 64
+    samples: int = 256
     """Use so many samples at most."""
 
 
@@ -63,7 +64,7 @@ class Selection:
             return None
         return Target(macs=self.target_macs, parameters=self.target_params, latency=self.target_latency)
 
-    def plan(self, found: Study, criterion: Scorer, allocator: Allocator, options: Options, calibration: Calibration) -> Plan:
+    def plan(self, found: Study, criterion: Scorer | None, allocator: Allocator | None, options: Options, calibration: Calibration) -> Plan:
         """Decide, on a study of the model."""
         if self.is_empty:
             raise typer.BadParameter(
@@ -71,9 +72,17 @@ class Selection:
             )
         if not any(layer.prunable for layer in found.layers):
             raise SelectionError(f"Nothing of this model can be pruned. {_reasons(found)}")
-        scores = _scores(found, criterion, options, calibration)
+        way = suited(
+            found,
+            criterion=criterion,
+            allocator=allocator,
+            options=options,
+            target=self.target,
+            data=calibration.data,
+            samples=calibration.samples,
+        )
         with working("Choosing channels"):
-            plan = found.plan(criterion, allocator=allocator, options=options, scores=scores, **self._wishes())
+            plan = way.plan(found, **self._wishes())
         if not plan.edits:
             raise SelectionError(
                 "Nothing would be removed: what was asked for is less than one channel of each layer that is not left alone."
@@ -92,13 +101,6 @@ class Selection:
             "target": self.target,
             "exclude": self.exclude,
         }
-
-
-def _scores(found: Study, criterion: Scorer, options: Options, calibration: Calibration) -> Mapping[str, Any]:
-    if needs_data(criterion):
-        return found.scores(criterion, data=calibration.data, options=options, samples=calibration.samples)
-    with working("Scoring channels"):
-        return found.scores(criterion, options=options)
 
 
 def _by_name(what: str, texts: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:

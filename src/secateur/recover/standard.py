@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from secateur.recover.batchnorm import BatchNorm
+from secateur.recover.means import FoldMeans
 from secateur.recover.recovery import Recovered
 from secateur.recover.refit import Refit
 from secateur.rewrite import Cut
@@ -15,7 +16,7 @@ from secateur.score.batches import Data
 
 @dataclass(frozen=True)
 class Standard:
-    """Refit with data; where no layer can be refitted, move batch-norm statistics; without data change nothing.
+    """Refit with data; where no layer can be refitted, move batch-norm statistics; without data fold the means of what is gone.
 
     Batch norm is left alone after a refit: the refit has brought its inputs back to what its statistics were made for.
     """
@@ -26,7 +27,7 @@ class Standard:
     def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
         """Recover in place."""
         if data is None:
-            return Nothing()(model, cut)
+            return FoldMeans()(model, cut)
         refitted = Refit(samples=self.samples)(model, cut, data)
         return refitted if refitted.changes else BatchNorm(samples=self.samples)(model, cut, data)
 

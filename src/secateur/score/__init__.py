@@ -5,6 +5,7 @@ from secateur.score.combine import Combine, GroupPolicy, Policy
 from secateur.score.evidence import Evidence, gather
 from secateur.score.fisher import Fisher
 from secateur.score.geometric_median import GeometricMedian
+from secateur.score.group_norm import GroupNorm
 from secateur.score.index import Index
 from secateur.score.l2 import L2
 from secateur.score.normalize import LayerNorm, normalize
@@ -21,6 +22,7 @@ __all__ = [
     "Evidence",
     "Fisher",
     "GeometricMedian",
+    "GroupNorm",
     "GroupPolicy",
     "Index",
     "L2",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,12 @@ class OBS:
             kind = Weighted if self.weighted and reading.weight is not None else Covariance
             found.append(kind(reading, group, solution))
         return found
+
+    @staticmethod
+    def memory_gib(groups: Iterable[ChannelGroup], solution: Solution) -> float:
+        """What the covariances of all groups take, in GiB."""
+        wanted = [g for g in groups if g.prunable and g.kind == "channels"]
+        return float(sum(g.size**2 * 8 * len(list(readings(g, solution))) for g in wanted)) / 2**30
 
 
 class Covariance:

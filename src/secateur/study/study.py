@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, settled
+from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, priced, settled
 from secateur.capture import Capture, capture, normalise_inputs, training_branches
 from secateur.capture.normalize import normalize
 from secateur.capture.pause import collector_paused
@@ -151,7 +151,7 @@ class Study:
                 ratios=ratios,
                 indices=indices,
                 heads=heads,
-                allocator=allocator,
+                allocator=self._priced(allocator),
                 exclude=leave,
                 options=options,
             )
@@ -235,6 +235,11 @@ class Study:
     def decomposable(self) -> DecomposableLayers:
         """The table of layers that can be factorized, by which methods, and why the others cannot."""
         return captured_layers(self.capture)
+
+    def _priced(self, allocator: Allocator | None) -> Allocator | None:
+        """An allocator that knows what the weights cost, if it wants to."""
+        elements = {name: tensor.numel() for name, tensor in self.weights.items()}
+        return None if allocator is None else priced(allocator, self.macs.by_weight, elements)
 
     def _within(self, target: Target) -> Target:
         """A target for the dense model as one for what the plan before left of it."""

@@ -1,0 +1,85 @@
+"""Removal where the least is lost for what it saves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from secateur.allocate.allocator import Costs, smallest
+from secateur.allocate.ladder import Ladder, Scores
+from secateur.allocate.options import Options
+
+LEAST = 0.02
+"""No dimension counts as shorter than this share of its length, so that no channel ever comes for nothing."""
+
+Left = Mapping[str, Mapping[int, float]]
+"""The share of each dimension of each weight that stays."""
+
+
+@dataclass(frozen=True)
+class Knapsack:
+    """Compare the channels of all groups by their score for each multiply-add, or parameter, that goes with them, and remove the lowest.
+
+        s_c / sum_{places of c} cost(W) / length of the dimension * share of the other dimensions that stays
+
+    This is the greedy solution of the knapsack problem of losing least within a budget, for scores that add up to a loss: those of
+    :class:`~secateur.OBS`, :class:`~secateur.Taylor`, :class:`~secateur.Fisher`. What a channel saves shrinks with the layers
+    around it, so costs are worked out anew for what the round before left.
+
+    After Shen et al., HALP, NeurIPS 2022, with counted costs in the place of latencies.
+    """
+
+    cost: Literal["macs", "parameters"] = "macs"
+    """What is to be saved. Products of two activations are not counted."""
+    rounds: int = 3
+    """Times that the costs are worked out anew."""
+    costs: Costs = field(default_factory=dict, repr=False, compare=False)
+    """The cost of each weight in the dense model, which a plan fills in; where it is not known, channels are compared by score alone."""
+
+    def __call__(self, ladders: Sequence[Ladder], ratio: float) -> Mapping[str, int]:
+        """Steps to take of each group, by name."""
+        taken: Mapping[str, float] = dict.fromkeys((each.name for each in ladders), 0.0)
+        for number in range(self.rounds):
+            found = self._greedy(ladders, ratio, taken)
+            taken = {name: (taken[name] + count) / 2 if number else float(count) for name, count in found.items()}
+        return self._greedy(ladders, ratio, taken)
+
+    def priced(self, macs: Costs, parameters: Costs) -> Knapsack:
+        """The same with the costs of a model."""
+        return replace(self, costs=macs if self.cost == "macs" else parameters)
+
+    @staticmethod
+    def settled(options: Options) -> tuple[Options, tuple[str, ...]]:
+        """The options under which scores are losses, and a note where others were set."""
+        if options.layer_norm == "none":
+            return options, ()
+        chosen = options.layer_norm != Options().layer_norm
+        note = f"knapsack divides scores by costs, so layer_norm {options.layer_norm!r} is replaced by 'none'"
+        return replace(options, layer_norm="none"), (note,) if chosen else ()
+
+    def _greedy(self, ladders: Sequence[Ladder], ratio: float, taken: Mapping[str, float]) -> dict[str, int]:
+        left = _left(ladders, taken)
+        return smallest(ladders, [self._by_cost(each, left) for each in ladders], ratio)
+
+    def _by_cost(self, ladder: Ladder, left: Left) -> Scores:
+        """Scores for each unit that one channel saves on average."""
+        group = ladder.pool.group
+        saved = 0.0
+        for member in group.members:
+            others = [max(share, LEAST) for dim, share in left[member.tensor].items() if dim != member.dim]
+            share = len(member.positions) / member.length / group.size
+            saved += self.costs.get(member.tensor, 0.0) * share * float(np.prod(others))
+        return ladder.scores / saved if saved else ladder.scores
+
+
+def _left(ladders: Sequence[Ladder], taken: Mapping[str, float]) -> Left:
+    left: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(lambda: 1.0))
+    for each in ladders:
+        gone = taken[each.name] * sum(each.pool.take) / max(each.pool.group.size, 1)
+        for member in each.pool.group.members:
+            left[member.tensor][member.dim] -= gone * len(member.positions) / member.length
+    return left

@@ -21,6 +21,12 @@ def darkness(model: nn.Module) -> float:
     return -float(next(model.parameters()).detach().abs().sum())
 
 
+def brightness(model: nn.Module) -> float:
+    """A metric that grows each time it is asked for."""
+    brightness.asked = getattr(brightness, "asked", 0) + 1  # type: ignore[attr-defined]
+    return float(brightness.asked)  # type: ignore[attr-defined]
+
+
 def squared(outputs: Tensor, batch: Any) -> Tensor:
     """A loss that looks at no label."""
     return outputs.square().mean()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import secateur as sc
-from cli.conftest import Secateur
+from cli.conftest import IMAGE, Secateur
 from cli.models import convnet
 
 LESSONS = ("--data", "cli.lessons:images", "--validation", "cli.lessons:images", "--batch-size", 8, "--no-onnx")
@@ -43,6 +43,17 @@ def test_again_from_the_trained_directory_with_features_of_the_dense_model(secat
     assert done.code == 0, done.err
     assert done.data["training"]["features"] == ["0"]
     assert "darkness after fine-tuning" in done.data["metrics"]
+
+
+def test_a_graph_of_factors_is_trained_too(secateur: Secateur, tmp_path: Path) -> None:
+    cut, out = tmp_path / "cut", tmp_path / "tuned"
+    how = ("--rank", 2, "--accept-dearer", "--prefer", "graph", "--no-latency", "--no-onnx")
+    assert secateur("decompose", "cli.models:convnet", *IMAGE, *how, "--out", cut).code == 0
+    taught = ("--teacher", "dense", "--feature-weight", 0.5, "--features", "0")
+    done = secateur("finetune", cut, *LESSONS, "--epochs", 1, *taught, "--metric", "cli.lessons:brightness", "--out", out, "--json")
+    assert done.code == 0, done.err
+    assert done.data["kind"] == "graph"
+    assert "weights of epoch 1" in " ".join(done.data["notes"])
 
 
 def test_a_folder_of_images_a_share_of_which_is_held_out(secateur: Secateur, saved: Path, tmp_path: Path) -> None:

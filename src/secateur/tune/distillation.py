@@ -18,6 +18,8 @@ from secateur.tune.features import Feature, Features, match_features, watching
 from secateur.tune.losses import scores_of
 
 Match = Literal["auto", "kl", "mse"]
+FLOOR = 1e-6
+"""Mean squares of the teacher's features below this count as this: outputs that are nearly zero everywhere are no measure."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _relative(feature: Feature, ours: list[Any], theirs: list[Any]) -> Tensor:
     if own.shape != dense.shape:
         shapes = f"{tuple(own.shape)}, what is left of the teacher's has {tuple(dense.shape)}"
         raise ModelError(f"The output of {feature.name} has the shape {shapes}. Give the cut that was made: cut=study.cut(plan).")
-    scale = dense.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    scale = dense.square().mean().clamp_min(FLOOR)
     distance: Tensor = (own - dense).square().mean() / scale
     return distance
 

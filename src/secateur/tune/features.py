@@ -16,10 +16,14 @@ from secateur.errors import RewriteError, SelectionError
 from secateur.measure.evaluation import evaluating
 from secateur.plan import did_you_mean
 from secateur.recover.pairs import Places
-from secateur.recover.readers import shape
-from secateur.recover.residual import other_summand
+from secateur.recover.readers import packet, shape
 from secateur.rewrite import Cut
 
+SUMS = ("aten.add", "aten.add_")
+MOVES = (
+    *("aten.view", "aten.reshape", "aten.permute", "aten.transpose", "aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze"),
+    *("aten.slice", "aten.roll", "aten.contiguous", "aten.clone", "aten.alias", "aten.dropout", "aten.feature_dropout"),
+)
 CLOSE = 1e-5
 """Outputs count as the same up to this share of their largest value: normalised graphs may sum in another order."""
 
@@ -60,7 +64,7 @@ def match_features(student: nn.Module, teacher: nn.Module, cut: Cut | None, want
         SelectionError: a name matches no module that both models have, or what it matches cannot be compared.
     """
     shared = _shared(student, teacher)
-    names = _chosen(shared, wanted) if wanted else [name for name in shared if _has_weight(teacher.get_submodule(name))]
+    names = _chosen(shared, wanted) if wanted else [name for name in shared if _is_layer(teacher.get_submodule(name))]
     if cut is None:
         return Features(tuple(Feature(name) for name in names))
     nodes = _nodes(cut.solution.walk.capture, _outputs(cut.solution.walk.capture, names))
@@ -88,14 +92,20 @@ def _chosen(shared: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return [name for name in shared if any(fnmatchcase(name, pattern) for pattern in wanted)]
 
 
-def _has_weight(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
+def _is_layer(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False)) and not any(True for _ in module.children())
 
 
 def _is_added(node: fx.Node) -> bool:
-    """Whether a node's output is a summand as it is; one that a batch norm follows is not, its norm's output is."""
-    found = other_summand(node)
-    return found is not None and found[1] is None
+    """Whether a node's output is a summand, with nothing but moves of its elements and dropout on the way."""
+    user = node
+    while len(user.users) == 1:
+        user = next(iter(user.users))
+        if packet(user) in SUMS:
+            return sum(n.op != "get_attr" for n in user.all_input_nodes) == 2
+        if packet(user) not in MOVES:
+            return False
+    return False
 
 
 def _is_inner(node: fx.Node) -> bool:

@@ -58,8 +58,10 @@ class Record:
         """What a report says of it."""
         taught = " with the dense model as teacher" if self.distilled else ""
         told = f"fine-tuned after the proof{taught}: {len(self.epochs)} epochs, {self.steps} steps"
-        kept = "" if self.best_epoch is None else f", weights of epoch {self.best_epoch}"
         early = ", stopped early" if self.stopped_early else ""
+        if self.best_epoch == 0:
+            return (f"{told}{early}; no epoch was better than the weights that were given, which stay",)
+        kept = "" if self.best_epoch is None else f", weights of epoch {self.best_epoch}"
         return (f"{told}{kept}{early}; new values in all trained tensors, the structure as proven",)
 
     def to_json(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class CP:
         """Fit the factors of a kernel `(groups, out, in, *extent)`."""
         extent = tuple(kernel.shape[3:])
         modes = [_size(extent, axes) for axes in self._axes(extent)]
-        root, inverse = (None, None) if metric is None else metric.root()
+        root, inverse = (None, None) if metric is None else metric.unit_root()
         whitened = kernel if root is None else torch.einsum("goi...,gij->goj...", kernel, root)
         out, inner, *spatial = self._fit(whitened.reshape(*kernel.shape[:3], *modes), rank[0])
         inner = inner if inverse is None else inverse.mT @ inner

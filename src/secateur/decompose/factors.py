@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.decompose.calls import Call, workload
 from secateur.decompose.linalg import compose
-from secateur.decompose.slopes import Slopes
+from secateur.decompose.slopes import Slopes, turned
 from secateur.decompose.spec import Cost, LayerSpec, Refusal, build, cost, read_spec, to_kernel, to_weight
 from secateur.decompose.whiten import Metric, Moments
 from secateur.errors import SelectionError
@@ -192,9 +192,10 @@ def _factorize(
 def _fitted(method: Decomposition, kernel: Tensor, rank: Rank, metric: Metric | None, slopes: Slopes | None) -> Mapping[str, Tensor]:
     if slopes is None:
         return method(kernel, rank, metric)
-    factors = method(slopes.weigh(kernel), rank, metric)
+    root, inverse = slopes.unit_root()
+    factors = method(turned(kernel, root), rank, metric)
     *_, last = factors
-    return {**factors, last: slopes.unweigh(factors[last])}
+    return {**factors, last: turned(factors[last], inverse)}
 
 
 def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -48,6 +48,17 @@ def symmetric_root(covariance: Tensor, *, floor: float = 1e-9) -> tuple[Tensor, 
     return vectors * scale.unsqueeze(-2), (vectors / scale.unsqueeze(-2)).mT
 
 
+def unit_root(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a root and its inverse of a covariance scaled to variances of one on average; of the identity where nothing varies.
+
+    Fits do not depend on the scale, and neither factor of a product then takes all of it.
+    """
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    varies = mean > torch.finfo(covariance.dtype).tiny
+    return symmetric_root(torch.where(varies, covariance / mean.where(varies, 1), identity))
+
+
 def ridge_solve(right: Tensor, gram: Tensor, *, ridge: float = 1e-12) -> Tensor:
     """Solve `X @ gram = right` for a positive semidefinite Gram matrix, never failing on a singular one.
 

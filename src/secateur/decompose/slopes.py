@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture.inputs import normalise_inputs
-from secateur.decompose.linalg import symmetric_root
+from secateur.decompose.linalg import symmetric_root, unit_root
 from secateur.decompose.spec import LayerSpec, Refusal, read_spec
 from secateur.decompose.whiten import evaluating
 from secateur.errors import ModelError, SelectionError
@@ -42,19 +42,26 @@ class Slopes:
 
     def root(self) -> tuple[Tensor, Tensor]:
         """Return a root R of G with R R^T = G, and its inverse; G is drawn a little towards its diagonal."""
+        return symmetric_root(self._drawn())
+
+    def unit_root(self) -> tuple[Tensor, Tensor]:
+        """Return the same for slopes of one on average, for fits."""
+        return unit_root(self._drawn())
+
+    def _drawn(self) -> Tensor:
         mean = self.outer / max(self.samples, 1)
         diagonal = mean.diagonal(dim1=-2, dim2=-1)
-        least = FLOOR * diagonal.mean(-1, keepdim=True).clamp_min(torch.finfo(mean.dtype).tiny)
-        own = torch.diag_embed(diagonal.maximum(least))
-        return symmetric_root((1 - SHRINKAGE) * mean + SHRINKAGE * own)
+        least = FLOOR * diagonal.mean(-1, keepdim=True)
+        return (1 - SHRINKAGE) * mean + SHRINKAGE * torch.diag_embed(diagonal.maximum(least))
 
     def weigh(self, kernel: Tensor) -> Tensor:
         """Turn a kernel `(groups, out, in, *extent)` so that its plain error is the one that the model's outputs see."""
-        return torch.einsum("goi...,gop->gpi...", kernel, self.root()[0].to(kernel))
+        return turned(kernel, self.root()[0])
 
-    def unweigh(self, factor: Tensor) -> Tensor:
-        """Turn the last factor `(groups, out, r, ...)` of such a kernel back."""
-        return torch.einsum("gpr...,gpo->gor...", factor, self.root()[1].to(factor))
+
+def turned(kernel: Tensor, root: Tensor) -> Tensor:
+    """Multiply the outputs of a kernel or a factor `(groups, out, ...)` by the transpose of a root `(groups, out, out)`."""
+    return torch.einsum("goi...,gop->gpi...", kernel, root.to(kernel))
 
 
 def gather_slopes(

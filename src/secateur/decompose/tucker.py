@@ -100,7 +100,7 @@ class Tucker:
 
     def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:
         """Fit the factors of a kernel `(groups, out, in, *extent)`."""
-        root, inverse = (None, None) if metric is None else metric.root()
+        root, inverse = (None, None) if metric is None else metric.unit_root()
         target = kernel if root is None else torch.einsum("goi...,gij->goj...", kernel, root)
         factor_in, factor_out = hooi(target, rank, tolerance=self.tolerance, iterations=self.iterations)
         core = project(target, factor_in, factor_out)

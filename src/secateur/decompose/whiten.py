@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.capture.inputs import normalise_inputs
-from secateur.decompose.linalg import ridge_solve, symmetric_root
+from secateur.decompose.linalg import ridge_solve, symmetric_root, unit_root
 from secateur.decompose.spec import LayerSpec, Refusal, read_spec
 from secateur.errors import SelectionError
 from secateur.score.ranks import summed, total
@@ -27,6 +27,8 @@ from secateur.score.ranks import summed, total
 _CHUNK = 1 << 24
 # Of the mean variance of an input: directions that vary less than this are taken as they are.
 _RESTORING_RIDGE = 1e-2
+# Of the mean square of an input in float32.
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,10 @@ class Metric:
         """Return a root of the channel covariance and its inverse."""
         return symmetric_root(self.channel)
 
+    def unit_root(self) -> tuple[Tensor, Tensor]:
+        """Return the same of the covariance scaled to variances of one on average, for fits."""
+        return unit_root(self.channel)
+
     def norm(self, kernel: Tensor) -> float:
         """Measure a kernel `(groups, out, in, *extent)` by the output it makes."""
         flat = kernel.flatten(3) if kernel.dim() > 3 else kernel.unsqueeze(-1)
@@ -160,7 +166,9 @@ def _restoring(moments: Moments, covariance: Tensor, *, centred: bool) -> Tensor
     cross = moments.target[1] / moments.count
     if centred:
         cross = cross - moments.target_mean.unsqueeze(-1) * moments.mean.unsqueeze(-2)
-    ridge = _RESTORING_RIDGE * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    varies, squares = (each.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] for each in (covariance, moments.outer / moments.count))
+    # Inputs that are all but constant hold rounding and no evidence.
+    ridge = _RESTORING_RIDGE * varies + _ROUNDING * squares
     whole = ridge * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
     return ridge_solve(cross + whole, covariance + whole)
 

@@ -149,5 +149,5 @@ def _joined(curves: Sequence[ErrorCurve]) -> ErrorCurve:
 
 
 def _at_half(curves: Sequence[ErrorCurve]) -> float:
-    halves = [curve.errors[curve.costs <= curve.dense_cost / 2].min(initial=curve.whole) / curve.whole for curve in curves]
-    return float(min(halves))
+    halves = [float(curve.errors[curve.costs <= curve.dense_cost / 2].min(initial=curve.whole)) for curve in curves]
+    return min(half / curve.whole if curve.whole > 0 else 0.0 for half, curve in zip(halves, curves, strict=True))

@@ -251,6 +251,12 @@ def test_patience_needs_a_metric_and_training_needs_parameters() -> None:
         PLAIN(perceptron().requires_grad_(False), [vectors()])
 
 
+def test_an_exported_program_is_refused() -> None:
+    program = torch.export.export(perceptron(), (vectors()[0],)).module()
+    with pytest.raises(sc.UsageError, match="into="):
+        PLAIN(program, [vectors()])
+
+
 def test_the_result_tells_of_it() -> None:
     x, y = vectors()
     model = perceptron()

@@ -144,15 +144,24 @@ def finetune(
     teacher = _teacher(lessons.teacher, source, model)
     cut = _cut(saved, model) if teacher is not None and distillation.feature_weight else None
     tuned = settings(small, loader, teacher=teacher, cut=cut, metric=metric, loss=lessons.function, resume=lessons.resume)
-    if torch.distributed.is_initialized() and torch.distributed.get_rank():
-        raise typer.Exit(0)
+    _leave_to_the_first()
     name = getattr(metric, "name", "metric")
-    result = tuned.into(_result(small, saved, before), metric=name)
+    names = getattr(model.model, "file_names", None)
+    result = tuned.into(replace(_result(small, saved, before), file_names=names), metric=name)
     if metric is not None and isinstance(model.model, nn.Module):
         with evaluating([model.model]):
             result = replace(result, metrics={**result.metrics, f"{name} of the dense model": float(metric(model.model))})
     answer = saved_answer(_proven(result, model), destination)
     return replace(answer, data={**answer.data, "training": tuned.record.to_json()})
+
+
+def _leave_to_the_first() -> None:
+    """End all processes but the first, which does the rest alone."""
+    if torch.distributed.is_initialized():
+        rank = torch.distributed.get_rank()
+        torch.distributed.destroy_process_group()
+        if rank:
+            raise typer.Exit(0)
 
 
 def _teacher(spec: str | None, source: Remembered, model: Opened) -> nn.Module | None:

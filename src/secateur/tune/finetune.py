@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from secateur.errors import FileError, UsageError
 from secateur.rewrite import Cut
@@ -137,6 +137,7 @@ class FineTune:
             TrainingError: the loss is no longer a number.
         """
         self._check(metric, resume)
+        _check_trainable(model)
         with own_random_numbers(), accelerated(self.precision, self.seed) as accelerator:
             batches = Batches(opened(data, batch_size=self.batch_size), accelerator, self.seed)
             trained = copy.deepcopy(model).to(accelerator.device)
@@ -173,6 +174,12 @@ class FineTune:
             return
         with self.distillation.between(model, teacher, cut) as held:
             yield held
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """Refuse the module of an exported program: its batch norm and dropout are those of inference, and so it has no ``train``."""
+    if isinstance(model, fx.GraphModule) and "train" in vars(model):
+        raise UsageError("The module of an exported program is for inference. Load it into its class: sc.load(path, into=build_model()).")
 
 
 def _unwrap(run: Run, accelerator: Any) -> None:

@@ -15,14 +15,15 @@ def outer(*columns: list[float]) -> Tensor:
 
 
 class Scaled(nn.Module):
-    """Weighs the outputs of its layer by 3, 1 and 0, and adds up two positions."""
+    """Writes into the outputs of its layer, which count 6, 2 and 0, and adds up two positions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.idle = nn.Linear(5, 3), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.relu(self.layer(x) + 100, inplace=True)
+        y = self.layer(x)
+        y *= 2
         return (y * torch.tensor([3.0, 1.0, 0.0])).sum((1, 2)).unsqueeze(1) + self.idle(x).mean().detach()
 
 
@@ -33,9 +34,9 @@ def test_slopes_of_a_sum_are_known_by_hand() -> None:
     assert list(found) == ["layer"]
     assert found["layer"].samples == 400
     mean = found["layer"].outer[0] / 400
-    # Two positions, each with the slopes (3, 1, 0), in units of the spread of the outputs.
+    # Two positions, each with the slopes (6, 2, 0), in units of the spread of the outputs.
     spread = float(torch.stack([model(part).detach().var(correction=0) for part in x.split(200)]).mean())
-    torch.testing.assert_close(mean, 2 * outer([3.0, 1.0, 0.0]) / spread, rtol=0.2, atol=1e-9)
+    torch.testing.assert_close(mean, 2 * outer([6.0, 2.0, 0.0]) / spread, rtol=0.2, atol=1e-9)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
     assert not model.layer._forward_hooks

@@ -104,7 +104,8 @@ def within_budget(
     for name, place in chosen.points.items():
         point = curves[name].points[place]
         found[name] = Refusal("the budget is best spent on it as it is") if point is None else wish.edit(name, *point)
-    note = f"target {budget.allowed / budget.total:.1%}, predicted {(chosen.cost + fixed) / budget.total:.1%}"
+    dense = budget.target.fraction * budget.total / budget.allowed
+    note = f"target {budget.target.fraction:.1%}, predicted {(chosen.cost + fixed) / budget.total * dense:.1%}"
     return {row.name: found[row.name] for row in rows}, (note, *seen.notes, *wrong_tool(curves))
 
 

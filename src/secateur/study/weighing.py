@@ -215,7 +215,7 @@ def described(choice: Choice, weighing: Weighing) -> Iterator[str]:
     cut = [text for text, step in zip(pruned, choice.steps.values(), strict=True) if step]
     factors = [name.removesuffix(".weight") for name, entry in choice.entries.items() if weighing.ranks[name].points[entry] is not None]
     whole = _untouched(choice, weighing)
-    yield f"of both ways these lose least: channels of {_listed(cut)}; factors for {_listed(factors)}; as they are {_listed(whole)}"
+    yield f"of both ways these lose least: channels of {_listed(cut)}; factors for {_listed(factors)}; left as they are: {_listed(whole)}"
 
 
 def _untouched(choice: Choice, weighing: Weighing) -> list[str]:

@@ -23,7 +23,7 @@ from secateur.iterative import Iterated, Iterative
 from secateur.layers import Layer, Layers
 from secateur.pipeline import apply, compress
 from secateur.plan import Factorize, Plan, Prune
-from secateur.recover import Attention, BatchNorm, FoldMeans, Nothing, Refit, Standard, reestimate_batch_norm
+from secateur.recover import Attention, BatchNorm, FoldMeans, Merge, Nothing, Refit, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
 from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, Index, NuclearNorm, Random, Taylor, Variance
@@ -62,6 +62,7 @@ __all__ = [
     "L2",
     "Layer",
     "Layers",
+    "Merge",
     "MissingExtraError",
     "ModelError",
     "Nothing",

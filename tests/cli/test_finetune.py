@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +91,23 @@ def test_a_run_resumes(secateur: Secateur, saved: Path, tmp_path: Path) -> None:
     assert secateur(*common, "--out", tmp_path / "second", "--resume").code == 0
     one, other = (sc.load(tmp_path / name, into=convnet()).state_dict() for name in ("first", "second"))
     torch.testing.assert_close(dict(one), dict(other), rtol=0, atol=0)
+
+
+def test_nothing_is_saved_that_is_not_proven(secateur: Secateur, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = sys.modules["secateur.cli.finetune"]
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise sc.ProofError("not equal")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "proven_directory", refuse)
+        done = secateur("finetune", saved, *LESSONS, "--epochs", 1, "--out", tmp_path / "tuned")
+    assert (done.code, "not equal" in done.err) == (1, True)
+    loads = iter([sc.load(saved, into=convnet()), convnet().eval()])
+    monkeypatch.setattr(command, "load", lambda *_, **__: next(loads))
+    done = secateur("finetune", saved, *LESSONS, "--epochs", 1, "--out", tmp_path / "tuned")
+    assert (done.code, "read back" in done.err) == (1, True)
+    assert not (tmp_path / "tuned").exists()
 
 
 @pytest.mark.parametrize(

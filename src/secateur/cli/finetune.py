@@ -25,7 +25,6 @@ from secateur.errors import ModelError, ProofError, UsageError
 from secateur.export import Directory, load, proven_directory, read_directory
 from secateur.measure import compare_outputs
 from secateur.measure.evaluation import evaluating
-from secateur.plan import Prune
 from secateur.result import Result
 from secateur.rewrite import Cut
 from secateur.tune import Distillation, FineTune, MeanLoss, Top1, default_loss
@@ -173,11 +172,9 @@ def _teacher(spec: str | None, source: Remembered, model: Opened) -> nn.Module |
     return found
 
 
-def _cut(saved: Directory, model: Opened) -> Cut | None:
-    """What was removed of the dense model, if that was done first."""
-    stages = saved.plan.stages
-    first = replace(saved.plan, edits=stages[0]) if stages and isinstance(stages[0][0], Prune) else None
-    return None if first is None else model.study().cut(first)
+def _cut(saved: Directory, model: Opened) -> Cut:
+    """What was removed of the dense model itself: by the first run of edits, nothing if these are factors."""
+    return model.study().cut(replace(saved.plan, edits=next(iter(saved.plan.stages), ())))
 
 
 def _image_shape(inputs: Any) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from secateur.allocate import Allocator, GlobalRank, Isomorphic, Knapsack, Slamp, Uniform
 from secateur.cli.bundles import Choice
-from secateur.recover import BatchNorm, FoldMeans, Nothing, Recovery, Refit, Standard
+from secateur.recover import BatchNorm, FoldMeans, Merge, Nothing, Recovery, Refit, Standard
 from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, NuclearNorm, Random, Scorer, Taylor, Variance
 
 CRITERIA = Choice(
@@ -51,10 +51,10 @@ SUITED_ALLOCATORS = replace(
 )
 RECOVERIES = Choice(
     option="recover",
-    entries={"standard": Standard, "refit": Refit, "bn": BatchNorm, "means": FoldMeans, "none": Nothing},
+    entries={"standard": Standard, "refit": Refit, "bn": BatchNorm, "means": FoldMeans, "merge": Merge, "none": Nothing},
     default="standard",
     text="What wins back the cut's loss, without training: the best that --data allow, a least-squares refit of the layers behind the cut, "
-    "batch-norm statistics, the means of removed channels (no data), or nothing.",
+    "batch-norm statistics, the means of removed channels or their outgoing weights to others like them (no data), or nothing.",
     shared=frozenset(["samples"]),
 )
 Criterion = Annotated[Scorer, CRITERIA]

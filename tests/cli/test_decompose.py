@@ -124,7 +124,14 @@ def test_the_cheaper_way_is_found_recovered_between_and_saved(secateur: Secateur
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [((), "needs calibration data"), (("--ratio", "0.5"), "nothing else"), (("--target-latency", "0.5"), "nothing else")]
+    ("words", "said"),
+    [
+        ((), "needs calibration data"),
+        (("--ratio", "0.5"), "nothing else"),
+        (("--target-latency", "0.5"), "nothing else"),
+        (("--criterion", "l2"), "leave out --criterion"),
+        (("--minimum", "4"), "leave out --criterion"),
+    ],
 )
 def test_the_cheaper_way_takes_a_target_and_data(words: tuple[str, ...], said: str, secateur: Secateur, tmp_path: Path) -> None:
     done = secateur("compress", "cli.models:convnet", *IMAGE, "--cheaper", *words, "--out", tmp_path / "out", *QUIET)

@@ -243,3 +243,13 @@ def test_few_samples_do_not_look_like_few_directions():
     assert errors["shrunk"] < errors["bare"]
     torch.testing.assert_close(seen["many"].shrunk().outer, seen["many"].outer, rtol=0.2, atol=40)
     torch.testing.assert_close(seen["few"].shrunk().mean, seen["few"].mean, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", [Tucker(), CP()], ids=str)
+def test_inputs_that_never_vary_leave_factors_finite(method):
+    torch.manual_seed(0)
+    layer, inputs = nn.Conv2d(8, 8, 3), torch.zeros(4, 8, 5, 5)
+    found = decompose(layer, method, 4, moments=moments_of(layer, inputs).shrunk(), accept_dearer=True)
+    assert all(bool(parameter.isfinite().all()) for parameter in found.module.parameters())
+    assert found.relative_error < 0.9
+    torch.testing.assert_close(found.module(inputs), layer(inputs))

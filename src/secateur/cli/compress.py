@@ -63,6 +63,10 @@ def compress(
     found = opened.study()
     wanted = replace(selection, target_macs=HALF) if selection.is_empty else selection
     if ways.cheaper:
+        if criterion is not None or allocator is not None or options != Options():
+            raise SelectionError(
+                "--cheaper scores channels by what their readers lose: leave out --criterion, --allocator and their settings."
+            )
         chosen = ways.plan(found, wanted, calibration, recover)
     else:
         chosen = wanted.plan(found, criterion, allocator, options, calibration)

@@ -77,7 +77,9 @@ def test_a_channel_that_another_can_stand_for_goes_first() -> None:
     assert float(errors[order[2]]) == pytest.approx(25, rel=0.1)
 
 
-def test_every_removal_is_the_cheapest_after_a_refit_of_the_rest() -> None:
+@pytest.mark.parametrize("block", [2, 64])
+def test_every_removal_is_the_cheapest_after_a_refit_of_the_rest(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.score.obs.BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator, dtype=torch.float64)
     weight, covariance = torch.randn(3, 6, generator=generator, dtype=torch.float64), x.T @ x / 500

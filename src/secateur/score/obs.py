@@ -19,6 +19,8 @@ from secateur.score.reading import Reading, readings, rows
 
 RIDGE = 1e-2
 """Added to the covariance, relative to its mean diagonal: channels that are nearly mixtures of others are no exact ones."""
+BLOCK = 64
+"""Steps whose changes to the matrices are made at once."""
 
 
 @dataclass(frozen=True)
@@ -164,34 +166,53 @@ def removal_errors(problems: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 class Removals:
-    """H^-1 and W^T W while channels go one by one: the matrices as they were, and the vectors that each step has subtracted.
+    """H^-1 and W^T W of the channels that are left while they go one by one.
 
-    Only the diagonals are kept up to date; rows are worked out when they are needed, so that no step writes a whole matrix.
+    Diagonals are always up to date. What a step subtracts from the matrices is put aside, rows are worked out when they are needed, and
+    after ``BLOCK`` steps all of it is subtracted at once and the channels that went are dropped.
     """
 
     def __init__(self, covariance: Tensor, columns: Tensor, *, ridge: float = RIDGE) -> None:
-        size = len(covariance)
+        self._size = len(covariance)
         scale = covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
-        self._inverse = torch.linalg.inv(covariance + ridge * scale * torch.eye(size, dtype=covariance.dtype))
+        self._inverse = torch.linalg.inv(covariance + ridge * scale * torch.eye(self._size, dtype=covariance.dtype))
         self._product = columns.mT @ columns
-        self._pivots, self._costs = self._inverse.diagonal().clone(), self._product.diagonal().clone()
-        self._steps, self._rests, self._weights = (torch.zeros(size, *n, dtype=covariance.dtype) for n in ((size,), (size,), ()))
-        self._done = 0
+        self._left = torch.arange(self._size)
+        self._begin(torch.ones(self._size, dtype=torch.bool))
 
     @property
     def costs(self) -> Tensor:
-        """What each channel costs now."""
-        costs: Tensor = self._costs / self._pivots.clamp_min(torch.finfo(self._pivots.dtype).tiny)
-        return costs
+        """What each channel costs now; nothing where it is gone."""
+        costs = self._costs.new_zeros(self._size)
+        return costs.index_copy_(0, self._left, self._costs / self._pivots.clamp_min(torch.finfo(self._pivots.dtype).tiny))
 
     def remove(self, chosen: int) -> None:
         """Take one channel out, and refit the others."""
         steps, rests, weights = self._steps[: self._done], self._rests[: self._done], self._weights[: self._done]
-        row = self._inverse[chosen] - (steps[:, chosen] * weights) @ steps
-        product = self._product[chosen] - steps[:, chosen] @ rests - rests[:, chosen] @ steps
-        step = row / row[chosen]
-        rest = product - product[chosen] / 2 * step
-        self._steps[self._done], self._rests[self._done], self._weights[self._done] = step, rest, row[chosen]
-        self._pivots -= row[chosen] * step.square()
+        at = int(torch.searchsorted(self._left, chosen))
+        row = self._inverse[at] - (steps[:, at] * weights) @ steps
+        product = self._product[at] - steps[:, at] @ rests - rests[:, at] @ steps
+        step = row / row[at]
+        rest = product - product[at] / 2 * step
+        self._steps[self._done], self._rests[self._done], self._weights[self._done] = step, rest, row[at]
+        self._pivots -= row[at] * step.square()
         self._costs -= 2 * step * rest
+        self._alive[at] = False
         self._done += 1
+        if self._done == BLOCK:
+            self._subtract()
+
+    def _subtract(self) -> None:
+        self._inverse -= (self._steps * self._weights.unsqueeze(1)).mT @ self._steps
+        both = self._steps.mT @ self._rests
+        self._product -= both + both.mT
+        self._begin(self._alive)
+
+    def _begin(self, alive: Tensor) -> None:
+        """Go on with the channels that live, and nothing put aside."""
+        self._left = self._left[alive]
+        self._inverse, self._product = (matrix[alive][:, alive] for matrix in (self._inverse, self._product))
+        self._pivots, self._costs = self._inverse.diagonal().clone(), self._product.diagonal().clone()
+        count = len(self._left)
+        self._steps, self._rests, self._weights = (self._inverse.new_zeros(BLOCK, *n) for n in ((count,), (count,), ()))
+        self._alive, self._done = torch.ones(count, dtype=torch.bool), 0

@@ -29,15 +29,15 @@ class Net(nn.Module):
         with torch.no_grad():
             for tensor in (self.norm.weight, self.norm.running_var):
                 tensor.copy_(torch.rand(6) + 0.5)
-            self.norm.bias.copy_(torch.randn(6))
-            self.norm.running_mean.copy_(torch.randn(6))
+            self.norm.bias.copy_(torch.rand(6) + 0.5)
+            self.norm.running_mean.copy_(-1 - torch.rand(6))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(torch.relu(self.norm(self.stem(x))))
 
 
 def repeat(net: Net, source: int, target: int, factor: float) -> None:
-    """Make one channel a multiple of another, through another filter, scale and shift."""
+    """Make one channel a multiple of another, through another filter, scale and shift; and the first one like it but for its mean."""
     with torch.no_grad():
         net.stem.weight[target] = 3 * net.stem.weight[source]
         net.stem.bias[target] = 3 * net.stem.bias[source]
@@ -45,6 +45,9 @@ def repeat(net: Net, source: int, target: int, factor: float) -> None:
         spread = (net.norm.running_var[target] + net.norm.eps).sqrt() / (net.norm.running_var[source] + net.norm.eps).sqrt()
         net.norm.weight[target] = factor * net.norm.weight[source] * spread / 3
         net.norm.bias[target] = factor * net.norm.bias[source]
+        for tensor in (net.stem.weight, net.stem.bias, net.norm.weight, net.norm.bias, net.norm.running_var):
+            tensor[0] = tensor[source]
+        net.norm.running_mean[0] = net.norm.running_mean[source] + 1
 
 
 TAILS = {
@@ -62,6 +65,8 @@ def test_multiples_of_kept_channels_cost_nothing(tail: str, factor: float) -> No
     small, found = merged(model, x, {"stem": [4]})
     torch.testing.assert_close(small(x), model(x))
     assert len(found.changes) == 1
+    dropped = sc.apply(model, sc.study(model, x).plan(indices={"stem": [4]}), x).model
+    assert not torch.allclose(dropped(x), model(x), atol=1e-2)
 
 
 def test_by_distance_the_nearest_filter_takes_the_weights_as_they_are() -> None:
@@ -86,6 +91,28 @@ def test_channels_that_no_other_resembles_are_dropped() -> None:
     assert "like those" in found.skipped["2"]
 
 
+@pytest.mark.parametrize(("bias", "wanted"), [((1.0, -1.0, 1.1), 2), ((-1.0, -1.1, 1.0), 1)])
+def test_biases_count_as_part_of_filters(bias: tuple[float, ...], wanted: int) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0]] * 3))
+        model[0].bias.copy_(torch.tensor(bias))
+    small, _ = merged(model, torch.randn(1, 2), {"0": [0]}, Merge("distance"))
+    columns = model[2].weight.detach().clone()
+    columns[:, wanted] += columns[:, 0]
+    torch.testing.assert_close(small[2].weight, columns[:, 1:])
+
+
+def test_a_filter_that_points_the_other_way_is_no_neighbour() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.5], [-2.0, -1.0], [0.0, 1.0]]))
+        model[0].bias.zero_()
+    columns = model[2].weight.detach().clone()
+    small, _ = merged(model, torch.randn(1, 2), {"0": [0]})
+    torch.testing.assert_close(small[2].weight, torch.stack([columns[:, 1], columns[:, 2] + 0.5 * columns[:, 0]], 1))
+
+
 def test_channels_of_a_stream_are_compared_by_all_filters_that_make_them() -> None:
     class Stream(nn.Module):
         def __init__(self) -> None:
@@ -98,8 +125,8 @@ def test_channels_of_a_stream_are_compared_by_all_filters_that_make_them() -> No
     model, x = Stream(), torch.randn(5, 3)
     with torch.no_grad():
         for layer in (model.one, model.two):
-            layer.weight[3], layer.bias[3] = 2 * layer.weight[0], 2 * layer.bias[0]
-        model.one.weight[1], model.one.bias[1] = model.one.weight[3], model.one.bias[3]
+            layer.weight[3], layer.bias[3] = 2 * layer.weight[2], 2 * layer.bias[2]
+        model.one.weight[0], model.one.bias[0] = model.one.weight[3], model.one.bias[3]
     study = sc.study(model, x)
     name = next(layer.name for layer in study.layers if layer.prunable)
     small, _ = merged(model, x, {name: [3]})

@@ -47,6 +47,7 @@ def found(name: str, rank: int, count: int) -> Mapping[str, Any]:
         recovery(model, study.cut(plan), batches)
         out[f"{name}/{key}"] = dict(model.state_dict())
     factors = study.plan_decomposition(rank=2, data=batches, samples=None, accept_dearer=True)
+    out[f"{name}/factors/plan"] = factors.to_json()
     out[f"{name}/factors"] = dict(sc.apply(study, factors, data=batches, samples=None).model.state_dict())
     return out
 

@@ -42,6 +42,14 @@ def test_plans_are_the_same_in_every_process_and_in_one(both: list[Mapping[str, 
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_plans_of_factors_tell_of_the_data_of_all(both: list[Mapping[str, Any]], alone: Mapping[str, Any], model: str) -> None:
+    key = f"{model}/factors/plan"
+    assert both[0][key] == both[1][key]
+    told = [sc.Plan.from_json(each[key]) for each in (both[0], alone)]
+    assert told[0].edits == told[1].edits
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_half_of_the_data_would_say_something_else(alone: Mapping[str, Any], model: str) -> None:
     study, half = share(model, 0, 2)
     mine = study.scores(sc.OBS(), data=half, samples=None)

@@ -22,6 +22,7 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path: Path) 
     alone = settings(perceptron(), batches, metric=lambda model: float(model[0].weight.detach().sum()))
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+    for name in [*alone.model.state_dict(), *(name for name in first if name.startswith("normed."))]:
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
     assert first["losses"].tolist() == pytest.approx([epoch.loss for epoch in alone.record.epochs])
     assert (int(first["processes"]), int(first["metrics"]), int(second["metrics"])) == (2, 3, 0)

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 import secateur as sc
-from tune.models import perceptron, vectors
+from tune.models import Noisy, Normed, perceptron, vectors
 
 
 def train(out: Path) -> None:
     """Two epochs on this process's share of the data, with a checkpoint; every process writes what it returns."""
+    torch.manual_seed(0)
     x, y = vectors()
     data = torch.utils.data.TensorDataset(x, y)
     shown: list[int] = []
@@ -27,7 +28,8 @@ def train(out: Path) -> None:
     tuned = settings(perceptron(), loader, metric=metric)
     told = {"metrics": torch.tensor(float(len(shown))), "processes": torch.tensor(float(tuned.record.processes))}
     told["losses"] = torch.tensor([epoch.loss for epoch in tuned.record.epochs])
-    torch.save({**tuned.model.state_dict(), **told}, out)
+    normed = sc.FineTune(epochs=1, batch_size=4)(Normed(), Noisy()).model.state_dict()
+    torch.save({**tuned.model.state_dict(), **told, **{f"normed.{name}": value for name, value in normed.items()}}, out)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,12 @@ def test_a_channel_with_several_places_loses_what_all_of_them_lose() -> None:
     assert removal.gone(place["flat.weight"]).tolist() == pytest.approx([n / 6 for n in range(6)])
     assert removal.scores.argsort().tolist() == removal.order.tolist()
     assert (np.diff(removal.losses) > 0).all()
+    covariance, weight = (x @ x.mT)[0], found.model.flat.weight.detach().double()
+    parts = [covariance[place::4, place::4] for place in range(4)]
+    inverses = torch.stack([torch.linalg.inv(c + 1e-4 * c.diagonal().mean() * torch.eye(6)).diagonal() for c in parts])
+    single = (weight.square().sum(0).reshape(6, 4).T / inverses).sum(0) / (weight @ covariance @ weight.T).trace()
+    assert removal.order[0] == int(single.argmin())
+    assert removal.losses[1] == pytest.approx(float(single.min()), rel=1e-9)
     refused = removal_of(found.model, next(g for g in found.groups if g.name == "flat"), found.decomposable, Seen({"flat": moments}))
     assert "no loss can be told" in refused.reason
     products = removal_of(found.model, next(g for g in found.groups if g.name == "qk"), found.decomposable, Seen())

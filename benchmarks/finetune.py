@@ -62,23 +62,26 @@ class Start:
     cut: Any = None
 
 
-def inner_plan(study: sc.Study) -> sc.Plan:
-    """The inner convolution of each block loses the same share."""
-    names = [layer.name for layer in study.layers if layer.prunable and layer.name.endswith(".conv1")]
-    others = [layer.name for layer in study.layers if layer.name not in names]
-    return study.plan(sc.GeometricMedian(), target=sc.Target(macs=SHARE), exclude=others)
+def others(study: sc.Study) -> list[str]:
+    """All layers but the inner convolution of each block."""
+    return [layer.name for layer in study.layers if not (layer.prunable and layer.name.endswith(".conv1"))]
 
 
-def inner(dense: nn.Module, images: Tensor, calibration: Tensor | None) -> Start:
+def inner_plan(study: sc.Study, share: float) -> sc.Plan:
+    """The inner convolution of each block loses the same fraction."""
+    return study.plan(sc.GeometricMedian(), target=sc.Target(macs=share), exclude=others(study))
+
+
+def inner(dense: nn.Module, images: Tensor, calibration: Tensor | None, share: float) -> Start:
     """The inner convolutions alone, as torch-pruning can; with calibration images refitted before training."""
     study = sc.study(dense, images)
-    return _cut(study, inner_plan(study), calibration)
+    return _cut(study, inner_plan(study, share), calibration)
 
 
-def everywhere(dense: nn.Module, images: Tensor, calibration: Tensor | None) -> Start:
+def everywhere(dense: nn.Module, images: Tensor, calibration: Tensor | None, share: float) -> Start:
     """All groups cut alike, the residual stream with them."""
     study = sc.study(dense, images)
-    return _cut(study, study.plan(sc.GeometricMedian(), target=sc.Target(macs=SHARE)), calibration)
+    return _cut(study, study.plan(sc.GeometricMedian(), target=sc.Target(macs=share)), calibration)
 
 
 def _cut(study: sc.Study, plan: sc.Plan, calibration: Tensor | None) -> Start:
@@ -88,11 +91,11 @@ def _cut(study: sc.Study, plan: sc.Plan, calibration: Tensor | None) -> Start:
     return Start(result.model, result.after.macs / result.before.macs, cut)
 
 
-def theirs(dense: nn.Module, images: Tensor, calibration: Tensor | None) -> Start:
+def theirs(dense: nn.Module, images: Tensor, calibration: Tensor | None, share: float) -> Start:
     """torch-pruning with its FPGM importance on the same convolutions, to the same widths."""
     import torch_pruning as tp
 
-    model, plan = copy.deepcopy(dense), inner_plan(sc.study(dense, images))
+    model, plan = copy.deepcopy(dense), inner_plan(sc.study(dense, images), share)
     before, _ = tp.utils.count_ops_and_params(model, images)
     ratios = {model.get_submodule(edit.group): edit.ratio for edit in plan.prunes}
     ignored = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in ratios]
@@ -102,7 +105,7 @@ def theirs(dense: nn.Module, images: Tensor, calibration: Tensor | None) -> Star
     return Start(model, after / before)
 
 
-def whole(dense: nn.Module, images: Tensor, calibration: Tensor | None) -> Start:
+def whole(dense: nn.Module, images: Tensor, calibration: Tensor | None, share: float) -> Start:
     """The dense model as it is."""
     return Start(copy.deepcopy(dense), 1.0)
 
@@ -112,15 +115,18 @@ class Way:
     """How a model is cut and trained."""
 
     name: str
-    start: Callable[[nn.Module, Tensor, Tensor | None], Start]
+    start: Callable[[nn.Module, Tensor, Tensor | None, float], Start]
     taught: bool = False
     refit: bool = False
+    steps: int = 1
+    """Cuts with training between them; all training together takes the epochs of the others."""
 
 
 WAYS = (
     Way("Secateur, inner", inner),
     Way("Secateur, inner, distilled", inner, taught=True),
     Way("Secateur, inner, refit, distilled", inner, taught=True, refit=True),
+    Way("Secateur, inner, in three steps, distilled", inner, taught=True, steps=3),
     Way("Secateur, stream too, refit, distilled", everywhere, taught=True, refit=True),
     Way("torch-pruning FPGM, inner", theirs),
     Way("dense", whole),
@@ -132,25 +138,36 @@ def run(way: Way, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     dense, metric = cifar_resnet(options.weights), top1(*cifar10(options.images, "test", options.test))
     images, labels = cifar10(options.images, "train", options.train)
-    start = way.start(dense, images[:25], images[:1000] if way.refit else None)
+    start = way.start(dense, images[:25], images[:1000] if way.refit else None, options.share)
     bare, began = metric(start.model.eval()), time.process_time()
     loader = DataLoader(Flipped(images, labels), batch_size=options.batch, shuffle=True, drop_last=True)
     settings = sc.FineTune(epochs=options.epochs, rate=options.rate, weight_decay=5e-4, seed=options.seed, distillation=TAUGHT)
     settings = replace(settings, checkpoints=options.checkpoints and options.checkpoints / way.name.replace(" ", "-"))
-    taught = {"teacher": dense, "cut": start.cut} if way.taught else {}
-    tuned = settings(start.model, loader, resume=options.checkpoints is not None, **taught)
+    tuned = in_steps(way, dense, images[:25], loader, settings, options) if way.steps > 1 else at_once(way, dense, start, loader, settings)
     return {
         "way": way.name,
         "macs": start.macs,
         "dense": metric(dense),
         "before": bare,
-        "after": metric(tuned.model.eval()),
-        "losses": [round(epoch.loss, 4) for epoch in tuned.record.epochs],
+        "after": metric(tuned.eval()),
         "cpu_s": round(time.process_time() - began),
         "machine": platform.machine(),
         **{name: getattr(options, name) for name in ("epochs", "rate", "batch", "train", "test", "seed")},
         "weights": options.weights.name,
     }
+
+
+def at_once(way: Way, dense: nn.Module, start: Start, loader: Any, settings: sc.FineTune) -> nn.Module:
+    """One run of training behind one cut."""
+    taught = {"teacher": dense, "cut": start.cut} if way.taught else {}
+    return settings(start.model, loader, resume=settings.checkpoints is not None, **taught).model
+
+
+def in_steps(way: Way, dense: nn.Module, images: Tensor, loader: Any, settings: sc.FineTune, options: argparse.Namespace) -> nn.Module:
+    """Cut and train in turn."""
+    schedule = sc.Iterative(steps=way.steps, tune=replace(settings, epochs=max(1, options.epochs // way.steps)), distil=way.taught)
+    wish = {"target": sc.Target(macs=options.share), "criterion": sc.GeometricMedian(), "exclude": others(sc.study(dense, images))}
+    return schedule(dense, images, loader, resume=settings.checkpoints is not None, **wish).result.model
 
 
 def table() -> Iterator[str]:
@@ -173,6 +190,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=50_000, help="training images")
     parser.add_argument("--test", type=int, default=10_000, help="test images, a multiple of 25")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=SHARE, help="of the multiply-adds that remains; FPGM's by default")
     parser.add_argument("--checkpoints", type=Path, help="directory to resume from after a kill")
     parser.add_argument("--way", action="append", choices=[way.name for way in WAYS], help="only this one (repeatable)")
     parser.add_argument("--table", action="store_true", help="print what is in the results")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -157,6 +158,14 @@ def test_mixed_precision_leaves_nothing_behind() -> None:
     assert not torch.equal(mixed.model[0].weight, plain.model[0].weight)
     torch.testing.assert_close(mixed.model[0].weight, plain.model[0].weight, rtol=0.05, atol=0.01)
     copy.deepcopy(mixed.model)
+
+
+def test_an_accelerator_of_the_user_keeps_its_precision() -> None:
+    own = accelerate.Accelerator(mixed_precision="no")
+    replace(PLAIN, precision="bf16")(perceptron(), [vectors()])
+    assert own.mixed_precision == "no"
+    assert own.device == torch.device("cpu")
+    PLAIN(perceptron(), [vectors()])
 
 
 def test_random_numbers_of_the_user_stay_as_they_were() -> None:

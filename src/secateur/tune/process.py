@@ -22,12 +22,12 @@ PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", 
 def accelerated(precision: str | None, seed: int) -> Iterator[Any]:
     """An Accelerator for one run: its device, its place among processes, and its mixed precision.
 
-    What accelerate keeps of the precision for the whole process is dropped behind the run, unless the user has made an Accelerator
-    before: then the precision is that one's.
+    Accelerate keeps one precision for the whole process; that of an Accelerator which was made before, by the user or by another
+    library, is put back behind the run.
 
     Raises:
         MissingExtraError: accelerate is not installed.
-        UsageError: the precision does not go with the device or with the user's Accelerator, or the launcher shards the model.
+        UsageError: the precision does not go with the device, or the launcher shards the model.
     """
     try:
         from accelerate import Accelerator
@@ -35,14 +35,16 @@ def accelerated(precision: str | None, seed: int) -> Iterator[Any]:
         from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
     except ImportError as error:
         raise MissingExtraError("accelerate", "train", "Fine-tuning") from error
-    theirs = bool(AcceleratorState._shared_state)
     loading = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    kept = AcceleratorState._shared_state
+    before = dict(kept)
+    kept.clear()
     try:
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-        accelerator = Accelerator(mixed_precision=precision, dataloader_config=loading, kwargs_handlers=handlers)
-    except ValueError as error:
-        raise UsageError(f"Accelerate refuses precision {precision!r}: {error}") from error
-    try:
+        try:
+            accelerator = Accelerator(mixed_precision=precision, dataloader_config=loading, kwargs_handlers=handlers)
+        except ValueError as error:
+            raise UsageError(f"Accelerate refuses precision {precision!r}: {error}") from error
         kind = accelerator.distributed_type.value
         if kind not in PLAIN:
             raise UsageError(
@@ -50,8 +52,8 @@ def accelerated(precision: str | None, seed: int) -> Iterator[Any]:
             )
         yield accelerator
     finally:
-        if not theirs:
-            AcceleratorState._reset_state()
+        kept.clear()
+        kept.update(before)
 
 
 def shared_value(value: float, accelerator: Any) -> float:
@@ -72,8 +74,9 @@ def share_tensors(tensors: Iterator[Tensor], accelerator: Any) -> None:
 
 @contextmanager
 def own_random_numbers() -> Iterator[None]:
-    """Leave every global generator of random numbers as it was."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """Leave every global generator of random numbers as it was; that of a GPU if it is in use already."""
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state() if on_gpu else None
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -81,8 +84,8 @@ def own_random_numbers() -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
 
 
 def reseed(*place: int | str) -> int:
@@ -90,7 +93,7 @@ def reseed(*place: int | str) -> int:
     number = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=7).digest())
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(number)
+        torch.cuda.manual_seed(number)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(number)
     np.random.seed(number % 2**32)

@@ -14,13 +14,14 @@ from secateur.decompose.spec import read_spec
 from secateur.measure import compare_latency
 from secateur.plan import Factorize
 from secateur.rewrite.factorize import with_skeletons
+from secateur.score.ranks import of_first
 
 REPEATS, SECONDS = 30, 2.0
 
 
 def slower(layer: nn.Module, edit: Factorize, calls: Sequence[Call]) -> Refusal | None:
     """Time a layer and its factors in turns on inputs of the sizes of its calls, and refuse factors that are not faster."""
-    dense, factors = layer_latencies(layer, edit, calls)
+    dense, factors = of_first(layer_latencies(layer, edit, calls))
     if factors < dense:
         return None
     return Refusal(f"rank {' x '.join(map(str, edit.rank))} makes it slower: {dense:.3g} -> {factors:.3g} ms measured")

@@ -5,10 +5,11 @@
     python benchmarks/accuracy.py imagenet --images imagenet-500.zip           # needs the extra demo
     python benchmarks/accuracy.py --table                                      # what is in the results
 
-Every figure goes as one JSON line into benchmarks/results/accuracy.jsonl; figures that are there are not taken again. Calibration
-samples are never test samples. Channels are cut everywhere, the residual stream included, at the same ratio in each layer, or where
-a way says so by one ranking of all. torch-pruning takes the magnitudes of groups, at the same ratio in each layer; on ResNet-56 it
-leaves the stream alone, since it fails where shortcuts pad channels. MiniLM's stream is its output, which nobody cuts.
+Every figure goes as one JSON line into benchmarks/results/accuracy.jsonl; figures that are there are not taken again. Calibration samples
+are never test samples. Channels are cut everywhere, the residual stream included, at the same ratio in each layer, or where a way says so
+by one ranking of all, or by loss for each multiply-add (knapsack). torch-pruning takes the magnitudes of groups, at the same ratio in
+each layer; on ResNet-56 it leaves the stream alone, since it fails where shortcuts pad channels. MiniLM's stream is its output, which
+nobody cuts. Two ways are what "compress" takes by itself, with data and without.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Way:
     name: str
     criterion: Any
     recover: Any
-    ranked: bool = False
+    allocator: Any = None
+    """Each layer loses the same ratio by default; other allocators compare the scores as they are."""
 
 
 WAYS = (
@@ -81,8 +83,13 @@ WAYS = (
     Way("L2 + refit", sc.L2(), sc.Refit(samples=None)),
     Way("L2 + refit + batch norm", sc.L2(), Both(sc.Refit(samples=None), sc.BatchNorm(samples=None))),
     Way("OBS + refit", sc.OBS(), sc.Refit(samples=None)),
-    Way("OBS, ranked + refit", sc.OBS(), sc.Refit(samples=None), ranked=True),
-    Way("Taylor, ranked + refit", sc.Taylor(), sc.Refit(samples=None), ranked=True),
+    Way("OBS, ranked + refit", sc.OBS(), sc.Refit(samples=None), sc.GlobalRank()),
+    Way("Taylor, ranked + refit", sc.Taylor(), sc.Refit(samples=None), sc.GlobalRank()),
+    Way("Taylor, knapsack + refit", sc.Taylor(), sc.Refit(samples=None), sc.Knapsack()),
+    Way("compress with data: OBS, knapsack + refit", sc.OBS(), sc.Refit(samples=None), sc.Knapsack()),
+    Way("group norm, ranked", sc.GroupNorm(), sc.Nothing(), sc.GlobalRank()),
+    Way("compress without data: group norm, ranked + means", sc.GroupNorm(), sc.FoldMeans(), sc.GlobalRank()),
+    Way("group norm, ranked + batch norm", sc.GroupNorm(), sc.BatchNorm(samples=None), sc.GlobalRank()),
 )
 THEIRS = ("torch-pruning", "torch-pruning + batch norm")
 
@@ -223,12 +230,11 @@ def _embedded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
 def ours(task: Task, way: Way, share: float, scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
     study = scores.setdefault("study", None) or sc.study(task.model, _as_inputs(task.inputs))
     scores["study"] = study
-    options = sc.Options(layer_norm="none") if way.ranked else sc.Options()
+    options = sc.Options() if way.allocator is None else sc.Options(layer_norm="none")
     key = f"{way.criterion} {options}"
     if key not in scores:
         scores[key] = study.scores(way.criterion, data=task.calibration, options=options, samples=None)
-    allocator = sc.GlobalRank() if way.ranked else None
-    plan = study.plan(way.criterion, scores=scores[key], target=sc.Target(macs=share), allocator=allocator, options=options)
+    plan = study.plan(way.criterion, scores=scores[key], target=sc.Target(macs=share), allocator=way.allocator, options=options)
     result = sc.apply(study, plan)
     start = time.perf_counter()
     way.recover(result.model, study.cut(plan), task.calibration)

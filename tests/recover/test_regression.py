@@ -91,3 +91,21 @@ def test_a_singular_covariance_is_no_obstacle() -> None:
     found = fit([sums(x, y)], torch.zeros(1, 3, 10), torch.zeros(1, 3), ridge=0)
     assert torch.isfinite(found.matrix).all()
     assert found.after < 0.01
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e6])
+def test_inputs_that_never_vary_leave_the_prior_at_once(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    cholesky = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: calls.append(1) or cholesky(matrix))
+    x = torch.full((1, 3, 5), mean) * torch.tensor([1.0, 0.3, -1 / 3, 0.7, 1.1])
+    prior = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = fit([sums(x, torch.randn(1, 3, 2))], prior, torch.zeros(1, 2), ridge=1e-4)
+    torch.testing.assert_close(found.matrix, prior, rtol=0.05, atol=0.05)
+    assert len(calls) <= 4
+
+
+def test_what_cannot_be_solved_keeps_the_prior() -> None:
+    x, y = rows()
+    prior = torch.ones(1, 3, 5, dtype=torch.float64)
+    assert torch.equal(Moments.of(sums(x * float("nan"), y), centred=True).solve(prior, 1e-2), prior)

@@ -55,8 +55,9 @@ ROWS = torch.arange(33.0).reshape(11, 3)
         [(part, torch.zeros(len(part))) for part in ROWS.split(5)],
         [{"input": part, "label": 0} for part in ROWS.split(5)],
         {"input": ROWS},
+        [((part,), {}) for part in ROWS.split(5)],
     ],
-    ids=["tensor", "array", "list", "even", "ragged", "single", "with labels", "mappings", "mapping"],
+    ids=["tensor", "array", "list", "even", "ragged", "single", "with labels", "mappings", "mapping", "pairs"],
 )
 def test_every_form_of_data_gives_the_same_samples(data: Any) -> None:
     found = taken(data)

@@ -25,10 +25,15 @@ def normalise_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             raise ModelError(f"A dictionary of example inputs needs the names of forward's arguments as keys, not {list(inputs)!r}.")
         return (), dict(inputs)
     if isinstance(inputs, list | tuple):
-        if len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], Mapping):
+        if is_pair(inputs):
             return inputs[0], normalise_inputs(inputs[1])[1]
         return tuple(inputs), {}
     raise ModelError(f"Example inputs are a tensor, a tuple, a dictionary or a pair (tuple, dictionary), not a {type(inputs).__name__}.")
+
+
+def is_pair(inputs: Any) -> bool:
+    """Whether inputs are given as a tuple of positional and a dictionary of keyword inputs."""
+    return isinstance(inputs, list | tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], Mapping)
 
 
 def check_model(model: Any) -> None:

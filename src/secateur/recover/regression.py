@@ -13,6 +13,10 @@ from secateur.score.ranks import summed, total
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, relative to the mean variance of an input."""
+_TRIES = 8
+"""Ridges, each a hundred times the last, that are tried where rounding has left no positive matrix."""
+_ROUNDING = 1e-7
+"""Of sums of products in single precision, relative to the squares of means."""
 
 
 @dataclass
@@ -89,14 +93,22 @@ class Moments:
         return float(self.yy.sum() - 2 * (matrix * self.yx).sum() + (matrix * product).sum())
 
     def solve(self, prior: Tensor, ridge: float) -> Tensor:
-        """The matrix of least squares, drawn towards ``prior`` as strongly as ``ridge`` says."""
+        """The matrix of least squares, drawn towards ``prior`` as strongly as ``ridge`` says; ``prior`` where that cannot be solved."""
         if not math.isfinite(ridge):
             return prior
-        scale = self.xx.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(self.xx.dtype).tiny)
-        rest = self.yx - prior @ self.xx
+        scale, rest = self._scale()[:, None, None], self.yx - prior @ self.xx
         identity = torch.eye(self.xx.shape[-1], dtype=self.xx.dtype, device=self.xx.device)
-        factor, info = torch.linalg.cholesky_ex(self.xx + (ridge * scale)[:, None, None] * identity)
-        return self.solve(prior, max(ridge, 1e-12) * 100) if bool(info.any()) else prior + torch.cholesky_solve(rest.mT, factor).mT
+        for step in range(_TRIES):
+            strength = max(ridge, 1e-12) * 100**step if step else ridge
+            factor, info = torch.linalg.cholesky_ex(self.xx + strength * scale * identity)
+            if not bool(info.any()):
+                return prior + torch.cholesky_solve(rest.mT, factor).mT
+        return prior
+
+    def _scale(self) -> Tensor:
+        """The mean variance of an input, by group, not below the rounding of the sums; one where nothing varies."""
+        scale = self.xx.diagonal(dim1=-2, dim2=-1).mean(-1).maximum(_ROUNDING * self.x.square().mean(-1))
+        return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ def planned_graph(cut: Cut, program: fx.GraphModule | None = None, *, values: bo
     for node in program.graph.nodes:
         origin = node.meta.get("origin")
         if node.op == "get_attr":
-            node.meta["fact"] = replace(origin.meta["fact"], shape=tuple(_leaf(program, str(node.target)).shape))
+            leaf = _leaf(program, str(node.target))
+            fact = Fact((), leaf.dtype) if origin is None else origin.meta["fact"]  # tables of positions that a rewrite adds have no origin
+            node.meta["fact"] = replace(fact, shape=tuple(leaf.shape))
         elif origin is not None:
             node.meta["fact"] = _new_fact(cut, origin)
     return program

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.capture.capture import Capture
+from secateur.capture.inputs import is_pair
 from secateur.errors import FileError, MissingExtraError, ModelError, SelectionError
 
 Data = Iterable[Any] | Tensor | str | Path
@@ -113,6 +114,8 @@ def _leaves(given: Any, capture: Capture) -> list[Any]:
     """The leaves of one batch, in the order in which the graph takes them."""
     if isinstance(given, Mapping):
         args, kwargs = _by_name(given, capture)
+    elif is_pair(given):
+        args, kwargs = given
     else:
         items = tuple(given) if isinstance(given, list | tuple) else (given,)
         args, kwargs = items[: len(capture.args)], dict(zip(capture.kwargs, items[len(capture.args) :], strict=False))

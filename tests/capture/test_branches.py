@@ -1,4 +1,4 @@
-"""What runs in training mode alone is seen, and stays whole with what it reads."""
+"""What runs in training mode or for other values alone is seen, and stays whole with what it reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.capture import capture, training_branches
+from secateur.capture import capture, training_branches, value_branches
 
 
 class Auxiliary(nn.Module):
@@ -65,3 +65,40 @@ def test_nothing_is_looked_at_where_all_weights_are_read_or_training_wants_more(
     plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(), nn.Conv2d(8, 2, 1))
     assert training_branches(capture(plain, (X,))) is None
     assert training_branches(capture(Asking().eval(), (X,))) is None
+
+
+class Experts(nn.Module):
+    """Every sample goes to the layer that its first number chooses; one that no sample goes to is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores of shape (batch, 3)."""
+        inner = self.first(x)
+        out = torch.zeros_like(inner)
+        for number, expert in enumerate(self.experts):
+            (mine,) = torch.where((x[:, 0] > 0) == bool(number))
+            if mine.numel():
+                out = out.index_add(0, mine, expert(inner[mine]))
+        return self.last(out)
+
+
+def test_channels_that_a_layer_reads_for_other_values_alone_stay() -> None:
+    x = torch.randn(6, 5)
+    x[:, 0] = x[:, 0].abs()
+    study = sc.study(Experts().eval(), x)
+    reasons = {layer.name: layer.reason for layer in study.layers}
+    assert reasons["experts.1.0"] is None
+    assert "for other values of the inputs alone" in str(reasons["first"])
+    unseen = {d.reason for d in study.coverage.dimensions if d.tensor.startswith("experts.0")}
+    assert all("for other values of the inputs alone" in str(reason) for reason in unseen)
+    result = sc.apply(study, study.plan(ratio=0.5))
+    assert result.model(-x).shape == (6, 3)
+
+
+def test_nothing_is_looked_at_again_where_no_value_decides_or_all_weights_are_read() -> None:
+    assert value_branches(capture(Auxiliary().eval(), (X,))) is None
+    assert value_branches(capture(Experts().eval(), (torch.randn(9, 5),))) is None

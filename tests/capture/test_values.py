@@ -30,6 +30,8 @@ class Called(nn.Module):
         (lambda x, table: torch.masked_select(x, x > 0), True),
         (lambda x, table: x.nonzero().double(), True),
         (lambda x, table: x[x > 0], True),
+        (lambda x, table: torch.where(x > 0)[0].double(), True),
+        (lambda x, table: torch.where(x > 0, x, 0.0), False),
         (lambda x, table: x[table], False),
         (lambda x, table: x[x.argsort(0)[:, 0]], False),
         (lambda x, table: x * int(table[0]), False),

@@ -1,6 +1,6 @@
 """Capture: a model as one flat graph of ATen calls, with what one run of it told."""
 
-from secateur.capture.branches import training_branches
+from secateur.capture.branches import training_branches, value_branches
 from secateur.capture.capture import Capture, Fact, How
 from secateur.capture.export import export
 from secateur.capture.facts import CONSTANT_PREFIX, observe
@@ -23,4 +23,5 @@ __all__ = [
     "parse_input",
     "record",
     "training_branches",
+    "value_branches",
 ]

@@ -8,7 +8,7 @@ from torch import fx
 from secateur.capture.capture import Fact
 
 # torch.export knows their shapes by heart, so they carry no tag.
-_UNTAGGED = frozenset(["torchvision::nms", "aten::is_nonzero", "aten::nonzero_numpy"])
+_UNTAGGED = frozenset(["torchvision::nms", "aten::is_nonzero", "aten::nonzero_numpy", "aten::where.default"])
 
 
 def depends_on_values(graph: fx.Graph) -> bool:
@@ -22,7 +22,12 @@ def tells_python(node: fx.Node) -> bool:
         return False
     # All that `.tolist()` leaves behind is a result that no call reads.
     listed = node.target._schema.name == "aten::resolve_neg" and not node.users
-    return listed or torch.Tag.data_dependent_output in node.target.tags or node.target._schema.name in _UNTAGGED
+    return listed or torch.Tag.data_dependent_output in node.target.tags or _is_untagged(node.target)
+
+
+def _is_untagged(target: torch._ops.OpOverload) -> bool:
+    name = target._schema.name
+    return not _UNTAGGED.isdisjoint((name, f"{name}.{target._overloadname}"))
 
 
 def looks(node: fx.Node) -> bool:

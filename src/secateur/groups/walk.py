@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,16 +38,17 @@ class Walk:
         return fields
 
 
-def walk(capture: Capture, *, branches: Capture | None = None) -> Walk:
+def walk(capture: Capture, *, branches: Mapping[str, Capture] | None = None) -> Walk:
     """Give every weight labels and let the rules carry them through the graph.
 
-    ``branches`` is the same model as it runs in training: what it reads beyond the graph stays whole, with all that meets it there.
+    ``branches`` are captures of the same model as it runs elsewhere, by where that is (``"in training mode"``): what one reads beyond
+    the graph stays whole, with all that meets it there.
     """
     state = Walk(capture)
     with torch.no_grad():
         _visit_all(state, capture)
-        if branches is not None:
-            _hold_branches(state, branches)
+        for where, branch in (branches or {}).items():
+            _hold_branches(state, branch, where)
     return state
 
 
@@ -56,16 +58,16 @@ def _visit_all(state: Walk, capture: Capture) -> None:
         _visit(state, node)
 
 
-def _hold_branches(state: Walk, branches: Capture) -> None:
-    """Add the relations between labels that a run in training finds; what nodes did is told of the graph alone."""
+def _hold_branches(state: Walk, branch: Capture, where: str) -> None:
+    """Add the relations between labels that a run elsewhere finds; what nodes did is told of the graph alone."""
     ledger, known = state.ledger, set(state.slots)
     roles, unknown, renormalising = list(ledger.roles), dict(ledger.unknown), dict(ledger.renormalising)
-    _visit_all(state, branches)
+    _visit_all(state, branch)
     ledger.roles, ledger.unknown, ledger.renormalising = roles, unknown, renormalising
     for (name, dim), labels in state.slots.items():
         if (name, dim) not in known:
             ledger.place = Reason("", name, name.rpartition(".")[0])
-            ledger.freeze(labels, "is read in training mode alone")
+            ledger.freeze(labels, f"is read {where} alone")
 
 
 def _visit(state: Walk, node: fx.Node) -> None:

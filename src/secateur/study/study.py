@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, priced, settled
-from secateur.capture import Capture, capture, normalise_inputs, training_branches
+from secateur.capture import Capture, capture, normalise_inputs, training_branches, value_branches
 from secateur.capture.normalize import normalize
 from secateur.capture.pause import collector_paused
 from secateur.decompose import DecomposableLayers, Decomposition, captured_layers
@@ -360,6 +360,6 @@ def study(model: nn.Module | torch.export.ExportedProgram, inputs: Any = ()) -> 
     args, kwargs = normalise_inputs(inputs)
     with collector_paused():
         captured = normalize(capture(model, args, kwargs))
-        aside = training_branches(captured)
-        solution = solve(walk(captured, branches=None if aside is None else normalize(aside)))
+        found = {"in training mode": training_branches(captured), "for other values of the inputs": value_branches(captured)}
+        solution = solve(walk(captured, branches={where: normalize(each) for where, each in found.items() if each is not None}))
         return Study(captured, solution, tuple(build_groups(solution)))

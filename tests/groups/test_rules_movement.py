@@ -75,10 +75,10 @@ def test_repeats_lie_behind_one_another_or_side_by_side() -> None:
     assert found(lambda x, y: x.repeat_interleave(2, 0) + y, (3,), (6,))["b0"] == [a, a, b, b, c, c]
 
 
-def test_repeating_in_a_new_dimension_carries_no_labels_there() -> None:
-    met = found(lambda a: a.repeat(2, 1).exp(), (3,))
-    assert met["a0"] == own("a0", 3)
-    assert met.fields("aten.repeat") == [(frozenset({1}), False)]
+def test_repeats_in_a_new_dimension_are_as_many_as_what_they_meet_has() -> None:
+    met = found(lambda a, b: a.repeat(2, 1) + b, (3,), (2, 1))
+    assert (met["a0"], met["b0"]) == (own("a0", 3), own("b0", 2))
+    assert met.fields("aten.repeat") == [(frozenset({1}), False), (frozenset({0}), False)]
 
 
 def test_expanding_repeats_what_has_no_labels() -> None:
@@ -95,7 +95,7 @@ def test_expanded_rows_are_as_many_as_what_they_are_joined_with_keeps() -> None:
 
 
 def test_expanded_positions_hold_the_labels_that_they_meet() -> None:
-    met = found(lambda a, b: a.expand(5, 3).flip(0) + b, (1, 3), (5, 3))
+    met = found(lambda a, b: a.expand(5, 3).roll(1, 0) + b, (1, 3), (5, 3))
     assert (met["b0"], met["b1"]) == (whole(5), own("a1", 3))
 
 

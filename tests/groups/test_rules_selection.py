@@ -65,6 +65,20 @@ def test_look_ups_hold_what_they_look_up(function: object) -> None:
     assert found(lambda a: function(a).exp(), (3, 4))["a0"] == whole(3)  # type: ignore[operator]
 
 
+def test_rows_and_columns_meet_in_a_diagonal() -> None:
+    met = found(lambda a, b: a.diagonal(dim1=1, dim2=2) + b, (2, 4, 4), (4,))
+    assert met["b0"] == met["a2"] == met["a1"] == own("a1", 4)
+    assert met["a0"] == own("a0", 2)
+    assert found(lambda a: a.diagonal(1), (4, 4))["a0"] == whole(4)
+    assert found(lambda a: a.diagonal(), (4, 5))["a1"] == whole(5)
+
+
+def test_numbers_that_count_all_positions_hold_all() -> None:
+    met = found(lambda a: a.take(torch.tensor([3, 1])), (2, 4))
+    assert met["a0"] + met["a1"] == whole(6)
+    assert "count all its positions" in met.why("a1")
+
+
 def test_what_is_written_into_a_slice_meets_its_place() -> None:
     def function(a: Tensor, b: Tensor) -> Tensor:
         a = a.clone()
@@ -94,7 +108,7 @@ def test_joined_zeros_go_with_what_they_meet() -> None:
     met = found(lambda a, b: torch.cat([a, a.new_zeros(2)]) + b, (2,), (4,))
     assert met["b0"] == ["a0[0]", "a0[1]", "b0[2]", "b0[3]"]
     met = found(lambda a, b: torch.cat([torch.rand(2), a.new_zeros(2)]) + b, (2,), (4,))
-    assert met["b0"] == whole(4)
+    assert met["b0"] == [None, None, "b0[2]", "b0[3]"]
 
 
 def test_stacked_parts_meet() -> None:

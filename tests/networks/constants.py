@@ -73,6 +73,54 @@ class Splines(nn.Module):
         return x
 
 
+class Capsules(nn.Module):
+    """Votes of small vectors for others, weighed in two rounds that start from zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, stride=2), nn.Linear(4, 4)
+        self.votes = nn.Parameter(torch.randn(36, 4, 4, 4) * 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).unflatten(1, (4, 4)).flatten(3).transpose(2, 3).flatten(1, 2)
+        votes = torch.einsum("bik,ijdk->bijd", F.normalize(x, dim=-1), self.votes[: x.shape[1]])
+        weights = torch.zeros(x.shape[0], x.shape[1], 4)
+        for _ in range(2):
+            found = (weights.softmax(-1)[..., None] * votes).sum(1)
+            weights = weights + (votes * found[:, None]).sum(-1)
+        return self.head(found.norm(dim=-1))
+
+
+class ConvolutionalMemory(nn.Module):
+    """A memory that starts at zero, joined with the image in front of the layer that makes its gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.head = nn.Conv2d(3 + 8, 32, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = memory = torch.zeros(x.shape[0], 8, *x.shape[2:])
+        for _ in range(2):
+            enter, leave, out, new = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
+            memory = leave.sigmoid() * memory + enter.sigmoid() * new.tanh()
+            hidden = out.sigmoid() * memory.tanh()
+        return self.head(hidden)
+
+
+class Blurred(nn.Module):
+    """A fixed kernel, repeated for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        kernel = torch.outer(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])) / 16
+        x = F.conv2d(x, kernel.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
+        return self.head(self.last(x).mean((2, 3)))
+
+
 class CoordinateAttention(nn.Module):
     """Averages of rows and of columns, weighed together and split again."""
 

@@ -42,6 +42,20 @@ class Translation(nn.Module):
         return self.head(self.writer(x.flip(1), states)[0])
 
 
+class LastStates(nn.Module):
+    """The states of the upper layer at both ends, by their place in the stack of states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = torch.zeros(4, x.shape[0], 8)
+        _, (states, _) = self.rnn(x, (start, start))
+        return self.head(torch.cat([states[-2], states[-1]], -1))
+
+
 class Steps(nn.Module):
     """Cells called step by step, from zeros as wide as they are."""
 

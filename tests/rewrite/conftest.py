@@ -10,13 +10,14 @@ from torch import nn
 from secateur.capture import Capture, capture
 from secateur.rewrite import apply
 
-_CAPTURES: dict[int, tuple[nn.Module, Capture]] = {}
+_CAPTURES: dict[tuple[int, bool], tuple[nn.Module, Capture]] = {}
 
 
-def _once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, graph: bool) -> Capture:
-    if id(model) not in _CAPTURES:
-        _CAPTURES[id(model)] = model, capture(model, args, kwargs, graph=graph)
-    return _CAPTURES[id(model)][1]
+def _once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, graph: bool, batch_alone: bool = False) -> Capture:
+    key = id(model), batch_alone
+    if key not in _CAPTURES:
+        _CAPTURES[key] = model, capture(model, args, kwargs, graph=graph, batch_alone=batch_alone)
+    return _CAPTURES[key][1]
 
 
 @pytest.fixture(autouse=True)

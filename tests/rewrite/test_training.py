@@ -89,7 +89,7 @@ def test_dropout_drops_in_training_alone() -> None:
 
 LARGER: dict[str, Callable[[int], Any]] = {
     **dict.fromkeys(("residual", "padded_shortcut", "grouped", "channel_shuffle", "squeeze_excite", "pixel_shuffle"), image(3, 12, 16)),
-    **dict.fromkeys(("coordinate_attention", "neighbouring_channels"), image(3, 12, 16)),
+    **dict.fromkeys(("coordinate_attention", "neighbouring_channels", "convolutional_memory", "blurred"), image(3, 12, 16)),
     **dict.fromkeys(("decoder_2d",), image(2, 12, 16)),
     **dict.fromkeys(
         ("fused_qkv", "head_major_qkv", "chunked_qkv", "einsum_attention", "rotary", "expanded_keys", "library_attention"), image(9, 10)

@@ -39,12 +39,14 @@ class _Attempt:
     needs_batch: bool = False
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, dynamic: bool) -> Capture:
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, dynamic: bool, batch_alone: bool = False
+) -> Capture:
     """Capture the model with ``torch.export``, in eval mode.
 
     With ``dynamic``, the batch size and all sizes at which the model makes the same calls are left open if torch.export
-    can do so, else the batch size, else none; ``Capture.notes`` says what came of it. The program has been compared with the
-    model on the example inputs and, where sizes are open, at others.
+    can do so, else (or with ``batch_alone``) the batch size, else none; ``Capture.notes`` says what came of it. The program has
+    been compared with the model on the example inputs and, where sizes are open, at others.
     """
     kwargs = dict(kwargs or {})
     flat, in_spec = flatten_inputs(args, kwargs)
@@ -52,7 +54,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     run = FlatModel(model, flat, in_spec)
     expected = run.outputs_on(tensors_of(flat))
     blank = Capture(fx.GraphModule({}, fx.Graph()), model, args, kwargs, in_spec, run.outcome.spec, "export", {})
-    places, witnesses = open_sizes(run, tensors_of(flat)) if dynamic else ([], [])
+    places, witnesses = open_sizes(run, tensors_of(flat)) if dynamic and not batch_alone else ([], [])
     for attempt in _attempts(run, tensors_of(flat), places, dynamic=dynamic):
         try:
             traced = _traced(run, attempt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -25,18 +26,25 @@ Way = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Capture]
 
 
 def capture(
-    model: nn.Module | ExportedProgram, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *, graph: bool = False
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    graph: bool = False,
+    batch_alone: bool = False,
 ) -> Capture:
     """Capture a model on example inputs, and leave it as it was.
 
     A recorded run is fast and takes any control flow; with ``graph`` the result shall be a graph that takes other input sizes
-    too, so ``torch.export`` goes first. Either way the other one follows if it fails. An exported program is taken as it is,
-    on its own example inputs if none are given.
+    too (with ``batch_alone``, other batch sizes), so ``torch.export`` goes first. Either way the other one follows if it fails. An
+    exported program is taken as it is, on its own example inputs if none are given.
     """
     if isinstance(model, ExportedProgram):
         return given(model, args, kwargs)
     check_model(model)
-    ways: list[Way] = [_export_open, record] if graph else [record, _export_fixed]
+    ways: list[Way] = (
+        [partial(export, dynamic=True, batch_alone=batch_alone), record] if graph else [record, partial(export, dynamic=False)]
+    )
     failures: list[str] = []
     for way in ways:
         try:
@@ -77,11 +85,3 @@ def _outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 def _in_order(exported: ExportedProgram, kwargs: dict[str, Any]) -> dict[str, Any]:
     names: list[str] = exported.call_spec.in_spec.child(1).context
     return {name: kwargs[name] for name in names} if set(names) == set(kwargs) else kwargs
-
-
-def _export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    return export(model, args, kwargs, dynamic=True)
-
-
-def _export_fixed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    return export(model, args, kwargs, dynamic=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from secateur.capture.facts import CONSTANT_PREFIX
 from secateur.groups.families import Family, block_families, channel_families
 from secateur.groups.fields import Labels
 from secateur.groups.group import ChannelGroup, Kind, Member
@@ -18,7 +19,7 @@ def build_groups(solution: Solution) -> list[ChannelGroup]:
     """All channel groups of a solution, single channels and blocks, prunable or not."""
     builder = _Builder(solution)
     groups = [*builder.all_channels(), *(builder.blocks(f) for f in block_families(solution))]
-    listed = [g for g in groups if g.members and (g.prunable or g.writers)]
+    listed = [g for g in groups if any(not m.tensor.startswith(CONSTANT_PREFIX) for m in g.members) and (g.prunable or g.writers)]
     return builder.names.settled(sorted(listed, key=builder.first_of))
 
 

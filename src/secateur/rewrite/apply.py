@@ -181,11 +181,8 @@ def _first_line(error: Exception) -> str:
 
 def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> Rewritten:
     """A graph of ordinary layers, from a capture that leaves input sizes open."""
-    source = cut.solution.walk.capture
-    wide = normalize(capture(source.model, source.args, dict(source.kwargs), graph=True)) if source.how != "given" else source
-    if wide.how == "record":
-        _check_elsewhere(wide, seed)
-    cut = transfer(cut, solve(walk(wide))) if wide is not source else cut
+    cut = _opened(cut, seed)
+    wide = cut.solution.walk.capture
     program = rewrite_graph(cut)
     raised = raise_layers(_copied(program), wide)
     small = _quiet_record(raised, wide)
@@ -195,6 +192,25 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
         node = first_difference(cut, program, wide.flat_inputs(), seed)
         raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error
     return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes))
+
+
+def _opened(cut: Cut, seed: int) -> Cut:
+    """The same cut of a capture with open sizes; of the batch size alone where channels are coupled otherwise at other sizes."""
+    source = cut.solution.walk.capture
+    if source.how == "given":
+        return cut
+    ask = partial(capture, source.model, source.args, dict(source.kwargs), graph=True)
+    wide = normalize(ask())
+    if wide.how == "record":
+        _check_elsewhere(wide, seed)
+    try:
+        return transfer(cut, solve(walk(wide)))
+    except RewriteError as error:
+        if not wide.dynamic:
+            raise
+        narrow = normalize(ask(batch_alone=True))
+        note = f"only the batch size is open, since with other sizes open {error}"
+        return transfer(cut, solve(walk(replace(narrow, notes=(*narrow.notes, note)))))
 
 
 def _check_elsewhere(wide: Capture, seed: int) -> None:

@@ -77,7 +77,7 @@ class Cut:
         kept = np.ones(size, dtype=bool)
         for field in fields:
             if dim in field.dims:
-                table = self.keeps(np.moveaxis(field.labels, dim, -1).reshape(-1, size))
+                table = self._rows(field, fields, dim, size)
                 living = table[table.any(1)]
                 if living.size == 0 or (living != living[0]).any():
                     raise RewriteError("rows keep different positions along a dimension that is cut by position")
@@ -89,12 +89,19 @@ class Cut:
         counts = {bound}
         for field in fields:
             if dim in field.dims:
-                table = self.keeps(np.moveaxis(field.labels, dim, -1).reshape(-1, size))
+                table = self._rows(field, fields, dim, size)
                 found = set(table[table.any(1)][:, :bound].sum(1).tolist())
                 counts = found if counts == {bound} else counts & found
         if len(counts) != 1:
             raise RewriteError(f"rows keep different numbers of positions before {bound}")
         return int(counts.pop())
+
+    def _rows(self, field: Field, fields: Fields, dim: int, size: int) -> Mask:
+        """Kept positions along one dimension, a row for each position of the outer ones; an outer position stays if anything in it does."""
+        order = hierarchy(field, fields)
+        inner = tuple(order[order.index(dim) + 1 :])
+        kept: Mask = np.asarray(self.keeps(field.labels).any(axis=inner, keepdims=True))
+        return np.moveaxis(kept, dim, -1).reshape(-1, size)
 
     def node_shape(self, node: fx.Node) -> tuple[int, ...]:
         """The new shape of a node's tensor."""

@@ -109,6 +109,13 @@ def extremes(kept: Tensor, a: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.where(kept, x, torch.inf).amin(dims, keepdim), torch.where(kept, x, -torch.inf).amax(dims, keepdim)
 
 
+def distance(kept: Tensor, a: dict[str, Any]) -> Tensor:
+    """Distance over the kept positions, a small number added to each difference."""
+    apart = torch.where(kept, a["x1"] - a["x2"] + a["eps"], 0)
+    found: Tensor = torch.linalg.vector_norm(apart, a["p"], -1, a["keepdim"])
+    return found
+
+
 NORMAL: dict[str, Callable[[Tensor, dict[str, Any]], Any]] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
@@ -120,6 +127,7 @@ NORMAL: dict[str, Callable[[Tensor, dict[str, Any]], Any]] = {
     "std_mean": deviation_and_mean,
     "median": median,
     "aminmax": extremes,
+    "pairwise_distance": distance,
 }
 
 NEUTRAL: dict[str, float | bool] = {

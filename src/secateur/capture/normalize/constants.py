@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from secateur.capture.capture import Fact
-from secateur.capture.normalize.edit import aten, emit, mutates, overload, shape, symbolic
+from secateur.capture.normalize.edit import aten, emit, mutates, overload, shape, stand_in
 
 PLIANT = "pliant"
 """Meta of a node: the dimensions, of fixed size, along which any positions of its tensor can be left out."""
@@ -17,11 +19,11 @@ _OF_A_SHAPE = frozenset({"new_zeros", "new_ones", "new_full"})
 _SIZES = (aten.sym_size.int, aten.sym_numel.default)
 _READERS = frozenset(
     {
-        *("add", "sub", "mul", "div", "where", "masked_fill", "maximum", "minimum", "pow", "clamp"),
-        *("cat", "stack", "expand", "linear", "matmul", "bmm", "mm", "einsum", "slice_scatter", "select_scatter"),
+        *("cat", "stack", "copy", "where", "masked_fill", "expand", "slice_scatter", "select_scatter"),
+        *("linear", "matmul", "bmm", "mm", "einsum", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d"),
     }
 )
-"""Operators that can do with fewer positions of such a tensor."""
+"""Operators that can do with fewer positions of such a tensor, beside those that work element by element."""
 
 
 def mark_constants(program: fx.GraphModule) -> None:
@@ -31,26 +33,66 @@ def mark_constants(program: fx.GraphModule) -> None:
     """
     if any(map(mutates, program.graph.nodes)):
         return
-    made: set[fx.Node] = set()
+    made: dict[fx.Node, None] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and _is_made(node, made):
-            made.add(node)
-    for node in sorted(made):
+            made[node] = None
+    runs = _elsewhere(list(made))
+    for node in made:
         readers = [user for user in node.users if user not in made and _reads(user)]
         if readers and isinstance(node.meta["fact"], Fact) and any(size > 1 for size in shape(node)):
-            _mark(node, readers)
+            sizes = [run[node].shape for run in runs]
+            _mark(node, readers, [dim for dim, size in enumerate(shape(node)) if all(other[dim] == size for other in sizes)])
 
 
-def _is_made(node: fx.Node, made: set[fx.Node]) -> bool:
+def _is_made(node: fx.Node, made: dict[fx.Node, None]) -> bool:
     if node.target in _SIZES:
         return True
     target = overload(node)
-    sources = node.all_input_nodes
     if target is None:
-        return bool(sources) and made.issuperset(sources)
+        return bool(node.all_input_nodes) and all(source in made for source in node.all_input_nodes)
     if torch.Tag.nondeterministic_seeded in target.tags or "empty" in target._schema.name:
         return False
-    return made.issuperset(sources[1:] if _name(node) in _OF_A_SHAPE else sources)
+    return all(source in made for source in _sources(node))
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """What the values of a call come from."""
+    return node.all_input_nodes[1:] if _name(node) in _OF_A_SHAPE else node.all_input_nodes
+
+
+def _elsewhere(made: list[fx.Node]) -> list[dict[fx.Node, Any]]:
+    """What such tensors are like when sizes are doubled: all of them together, and those of each dimension alone, if the calls go so."""
+    places: dict[Any, set[fx.Node]] = {}
+    for node in made:
+        if node.target in _SIZES:
+            places.setdefault(node.args, set()).add(node)
+    if not places:
+        return []
+    together = _values(made, set().union(*places.values()))
+    alone = [_values(made, nodes) for nodes in places.values()]
+    return [run for run in (together, *alone) if run is not None] or [_unknown(made)]
+
+
+def _values(made: list[fx.Node], doubled: set[fx.Node]) -> dict[fx.Node, Any] | None:
+    """Run the calls without content; nothing if they do not take these sizes."""
+    values: dict[fx.Node, Any] = {}
+    for node in made:
+        if node.target in _SIZES:
+            values[node] = node.meta["fact"] * (2 if node in doubled else 1)
+            continue
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda each: values[each] if each in values else stand_in(each.meta["fact"]))
+        try:
+            values[node] = node.target(*args, **(kwargs | ({"device": "meta"} if "device" in kwargs else {})))  # type: ignore[operator]
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            return None
+    return values
+
+
+def _unknown(made: list[fx.Node]) -> dict[fx.Node, Any]:
+    """Stand-ins that agree with none of the sizes."""
+    facts = {node: node.meta["fact"] for node in made}
+    return {node: replace(fact, shape=tuple(-1 for _ in fact.shape)) for node, fact in facts.items() if isinstance(fact, Fact)}
 
 
 def _name(node: fx.Node) -> str:
@@ -59,11 +101,11 @@ def _name(node: fx.Node) -> str:
 
 
 def _reads(node: fx.Node) -> bool:
-    return _name(node) in _READERS
+    return _name(node) in _READERS or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
-def _mark(node: fx.Node, readers: list[fx.Node]) -> None:
+def _mark(node: fx.Node, readers: list[fx.Node], dims: list[int]) -> None:
     copy: Any = emit(node.next, aten.clone.default, node, like=node)
-    copy.meta[PLIANT] = tuple(dim for dim in range(len(shape(node))) if not symbolic(node, dim))
+    copy.meta[PLIANT] = tuple(dims)
     for reader in readers:
         reader.replace_input_with(node, copy)

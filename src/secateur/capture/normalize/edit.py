@@ -99,7 +99,7 @@ def emit(before: fx.Node, target: Callable[..., Any], *args: Any, like: fx.Node,
 def infer(node: fx.Node) -> None:
     """Find shape and dtype of a new call from those of its arguments, without computing it."""
     with torch.no_grad():
-        node.meta["fact"] = describe(call(node, lambda source: _stand_in(source.meta["fact"])))
+        node.meta["fact"] = describe(call(node, lambda source: stand_in(source.meta["fact"])))
         sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
         known = min((len(source.meta.get("variants", [])) for source in sources), default=0)
         if known:
@@ -120,12 +120,13 @@ def describe(value: Any) -> Any:
 
 
 def _variants(index: int) -> Callable[[fx.Node], Any]:
-    return lambda source: _stand_in(source.meta["variants"][index] if "variants" in source.meta else source.meta["fact"])
+    return lambda source: stand_in(source.meta["variants"][index] if "variants" in source.meta else source.meta["fact"])
 
 
-def _stand_in(known: Any) -> Any:
+def stand_in(known: Any) -> Any:
+    """A tensor without content of a known shape and dtype, a list of such, or the plain value."""
     if isinstance(known, list):
-        return [_stand_in(item) for item in known]
+        return [stand_in(item) for item in known]
     return torch.empty(known.shape, dtype=known.dtype, device="meta") if isinstance(known, Fact) else known
 
 

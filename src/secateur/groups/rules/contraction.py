@@ -6,6 +6,7 @@ from string import ascii_lowercase, ascii_uppercase
 
 from secateur.groups.fields import Fields
 from secateur.groups.meeting import Shaped, contract, meet
+from secateur.groups.rules.normalisation import renormalises
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 
@@ -111,6 +112,19 @@ def distances(call: Call) -> Outcome:
         return call.refuse("distances of this kind have no rule")
     batch = ascii_lowercase[: len(a.shape) - 2]
     return product(call, [a, b], [batch + "xz", batch + "yz"], batch + "xy")
+
+
+@rule("aten.pairwise_distance")
+def pairwise(call: Call) -> Outcome:
+    """The distance of two vectors, from now on one over the kept positions: a small number is added to every difference."""
+    a, b = call["x1"], call["x2"]
+    if call["p"] < 0:
+        return call.refuse("distances of this kind have no rule")
+    rank = max(len(a.shape), len(b.shape))
+    renormalises(call, a, frozenset({len(a.shape) - 1}))
+    words = [ascii_lowercase[rank - len(each.shape) : rank] for each in (a, b)]
+    fields = product(call, [a, b], words, ascii_lowercase[: rank - 1])
+    return tuple(f.laid(f.labels[..., None]) for f in fields) if call["keepdim"] else fields
 
 
 @rule("aten.cosine_similarity", "aten.linalg_vecdot")

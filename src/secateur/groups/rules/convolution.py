@@ -15,7 +15,7 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 SPATIAL = "efgh"
 
 
-@rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", pliant=True)
 def convolution(call: Call) -> Outcome:
     """Channels contract with the weight's input side; the weight's output side labels the result."""
     return _convolve(call, call["input"], call["weight"], call["bias"], call["groups"], transposed=False)
@@ -91,7 +91,7 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     weights = [f for f in weight.fields if f.dims == {0}]
     if not any(1 in f.dims for f in x.fields) and len(weights) == 1 and weight.leaf and not transposed:
         return (*others, _from_bare_input(call, weight, weights[0].labels.ravel(), groups))
-    if joint or len(mine) != 1 or len(weights) != 1 or not weight.leaf:
+    if joint or len(mine) != 1 or len(weights) != 1 or not (weight.leaf or (channels == groups and not transposed)):
         return _bare_group(call, x, weight, others)
     inputs, slots = mine[0].labels.reshape(groups, -1), weights[0].labels.ravel()
     call.ledger.note(weight.fields, frozenset({0}), "carries" if channels == groups else "writes")
@@ -100,8 +100,10 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     labels = slots.reshape(groups, -1)
     if channels == groups:
         call.ledger.unite(inputs, labels)
-        _orphan(call, weight)
+        if weight.leaf:
+            _orphan(call, weight)
     else:
+        assert weight.leaf
         _join_groups(call, inputs, labels)
         own = call.ledger.grouped.setdefault(weight.leaf, call.ledger.fresh(channels).reshape(groups, -1))
         call.ledger.unite(inputs, own)

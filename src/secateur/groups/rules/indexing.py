@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from secateur.groups.fields import Field, Fields, Labels
+from secateur.groups.fields import Field, Fields, Labels, along
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 from secateur.groups.rules.slicing import taken
@@ -76,6 +76,42 @@ def _relaid(fields: Fields, rank: int, dims: list[int], width: int) -> Fields:
         new = [shape[d] for d in front] + [1] * width + [shape[d] for d in back]
         out.append(Field(field.labels.reshape(new), field.block))
     return tuple(out)
+
+
+@rule("aten.take", "aten.put")
+def take(call: Call) -> Outcome:
+    """Numbers count the positions of all dimensions together, so all stay."""
+    return call.refuse("is read or written by numbers that count all its positions")
+
+
+@rule("aten.one_hot")
+def one_hot(call: Call) -> Outcome:
+    """A row of classes for every number; the numbers stay."""
+    return call.refuse("numbers of classes")
+
+
+@rule("aten.diagonal", "aten.diagonal_copy")
+def diagonal(call: Call) -> Outcome:
+    """Row and column of the same number meet; the diagonal lies along the last dimension."""
+    x: Operand = call["self"]
+    rank = len(x.shape)
+    dims = [call["dim1"] % rank, call["dim2"] % rank]
+    sides = [next((f for f in x.fields if f.dims == {d} and not f.block), None) for d in dims]
+    square = call["offset"] == 0 and x.shape[dims[0]] == x.shape[dims[1]]
+    both = [f for f in x.fields if f.dims & set(dims)]
+    if not square or len(both) != 2 or any(side is None for side in sides):
+        fields = hold(call, x, frozenset(dims), "a diagonal is taken along it")
+        return tuple(_off_diagonal(f, dims) for f in fields)
+    row, column = (side.labels.ravel() for side in sides if side is not None)
+    call.ledger.unite(row, column)
+    others = tuple(_off_diagonal(f, dims) for f in x.fields if f not in both)
+    return (*others, Field(along(row, rank - 2, rank - 1)))
+
+
+def _off_diagonal(field: Field, dims: Sequence[int]) -> Field:
+    """A field that does not vary along the two dimensions of a diagonal, without them and with that of the diagonal behind."""
+    shape = [size for d, size in enumerate(field.labels.shape) if d not in dims]
+    return field.laid(field.labels.reshape([*shape, 1]))
 
 
 @rule("aten.index_add", "aten.index_copy", "aten.index_reduce")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from secateur.groups.fields import NONE, Field, Fields, along, row_along
-from secateur.groups.meeting import UNLABELLED, Shaped, meet
+from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 
@@ -29,12 +29,8 @@ def joined(call: Call, parts: list[Operand], dim: int) -> Fields:
     mine = [f for p in parts for f in p.fields if dim in f.dims]
     if not mine:
         return others
-    pliant = all(f.pliant for f in mine)
-    if pliant and len(mine) < len(parts):
-        call.ledger.freeze_fields(tuple(mine), UNLABELLED)
-        return others
     labels = np.concatenate([_row(p, dim) for p in parts])
-    return (*others, Field(along(labels, dim, rank), pliant=pliant))
+    return (*others, Field(along(labels, dim, rank), pliant=all(f.pliant for f in mine)))
 
 
 def _row(part: Operand, dim: int) -> np.ndarray:
@@ -81,9 +77,9 @@ def stack(call: Call) -> Outcome:
     return tuple(f.laid(np.expand_dims(f.labels, dim)) for f in fields)
 
 
-@rule("aten.repeat", "aten.tile")
+@rule("aten.repeat", "aten.tile", pliant=True)
 def repeat(call: Call) -> Outcome:
-    """The labels repeat as the values do."""
+    """The labels repeat as the values do; what has no labels because it has size 1 repeats as often as what it meets has them."""
     x = call["self"]
     times = list(call["repeats"] if "repeats" in call.args else call["dims"])
     lead = len(call.shape) - len(x.shape)
@@ -92,8 +88,10 @@ def repeat(call: Call) -> Outcome:
     for field in x.fields:
         labels = field.labels.reshape((1,) * lead + field.labels.shape)
         labels = np.tile(labels, [t if d in {i + lead for i in field.dims} else 1 for d, t in enumerate(times)])
-        out.append(Field(labels, field.block))
-    return tuple(out)
+        out.append(field.laid(labels))
+    padded = (1,) * lead + x.shape
+    grown = [d for d, size in enumerate(call.shape) if size > 1 and padded[d] == 1 and times[d] == size]
+    return (*out, *(Field(along(call.ledger.fresh(call.shape[d]), d, len(call.shape)), pliant=True) for d in grown))
 
 
 @rule("aten.repeat_interleave")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.groups.fields import Fields
+from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 _NAMES = [f"aten.{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in (1, 2, 3)]
@@ -28,6 +29,20 @@ def pool(call: Call) -> Outcome:
     spatial = int(name[name.index("pool") + 4])
     fields = _passing(call, x, len(x.shape) - spatial, "a dimension that pooling runs over")
     return [fields for _ in call.shapes] if len(call.shapes) > 1 else fields
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def unpool(call: Call) -> Outcome:
+    """Values go back to the places that they were pooled from; channels of both meet."""
+    first = len(call.shape) - (2 if "2d" in str(call.node.target) else 3)
+    parts = [Shaped(o.shape[:first], _leading(call, o, first)) for o in (call["self"], call["indices"])]
+    fields = meet(call.ledger, parts, first)
+    return tuple(f.laid(f.labels.reshape(f.labels.shape + (1,) * (len(call.shape) - first))) for f in fields)
+
+
+def _leading(call: Call, x: Operand, first: int) -> Fields:
+    fields = _passing(call, x, first, "a dimension of places that values go back to")
+    return tuple(f.laid(f.labels.reshape(f.labels.shape[:first])) for f in fields)
 
 
 @rule(*_UPSAMPLE)

@@ -19,6 +19,16 @@ def transform(call: Call) -> Outcome:
     return hold(call, x, call.dims(call.args.get("dim"), len(x.shape)), "a Fourier transform runs over it")
 
 
+@rule("aten.stft")
+def windows(call: Call) -> Outcome:
+    """Windows along the last dimension are transformed; a batch in front passes."""
+    x, window = call["self"], call["window"]
+    last = len(x.shape) - 1
+    call.ledger.freeze_fields(() if window is None else window.fields, "a window of a Fourier transform")
+    fields = hold(call, x, frozenset({last}), "a Fourier transform runs over it")
+    return tuple(f.laid(f.labels.reshape(*f.labels.shape[:last], *[1] * (len(call.shape) - last))) for f in fields)
+
+
 @rule("aten.view_as_complex")
 def paired(call: Call) -> Outcome:
     """The real and the imaginary part, two positions of the last dimension, go together."""

@@ -186,13 +186,13 @@ def movedim(call: Call) -> Outcome:
     return tuple(permuted(f, order) for f in x.fields)
 
 
-@rule("aten.flip", "aten.fliplr", "aten.flipud")
+@rule("aten.flip", "aten.fliplr", "aten.flipud", pliant=True)
 def flip(call: Call) -> Outcome:
     """Reverse some dimensions, their labels with them."""
     x = call["self"]
     name = str(call.node.target)
     dims = (1,) if "fliplr" in name else (0,) if "flipud" in name else tuple(call["dims"])
-    return tuple(Field(np.flip(f.labels, dims).copy(), f.block) for f in x.fields)
+    return tuple(f.laid(np.flip(f.labels, dims).copy()) for f in x.fields)
 
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy", pliant=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from secateur.groups.fields import row_along
 from secateur.rewrite.constants.registry import Site, adjusts
 
@@ -30,6 +32,17 @@ def expand(site: Site) -> None:
         else:
             sizes.append(site.size(entry, dense, wanted))
     site.set("size", sizes)
+
+
+@adjusts("aten.repeat", "aten.tile")
+def repeat(site: Site) -> None:
+    """As many repeats of a dimension of size 1 as positions stay."""
+    times: list[Any] = list(site.new.args[1])  # type: ignore[arg-type]
+    _, source = site.source()
+    for place in range(-len(times), 0):
+        if site.shape[place] != site.dense[place] and (source[place] if -place <= len(source) else 1) == 1:
+            times[place] = site.shape[place]
+    site.new.update_arg(1, times)
 
 
 @adjusts("aten.layer_norm", "aten.rms_norm")

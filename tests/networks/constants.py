@@ -117,7 +117,7 @@ class Blurred(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         kernel = torch.outer(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])) / 16
-        x = F.conv2d(x, kernel.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
+        x = F.conv2d(x, kernel.to(x.dtype).repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
         return self.head(self.last(x).mean((2, 3)))
 
 

@@ -51,7 +51,7 @@ class LastStates(nn.Module):
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        start = torch.zeros(4, x.shape[0], 8)
+        start = x.new_zeros(4, x.shape[0], 8)
         _, (states, _) = self.rnn(x, (start, start))
         return self.head(torch.cat([states[-2], states[-1]], -1))
 

@@ -21,7 +21,7 @@ class Positions(nn.Module):
         x = self.embed(x)
         x = torch.cat([x.new_zeros(x.shape[0], 1, 16), x], 1)
         steps = torch.arange(x.shape[1])[:, None] * torch.exp(torch.arange(0, 16, 2) * -0.5)
-        table = torch.zeros(x.shape[1], 16)
+        table = torch.zeros(x.shape[1], 16).to(x.device, torch.float32)
         table[:, 0::2], table[:, 1::2] = torch.sin(steps), torch.cos(steps)
         x = x + table
         return self.head((x + self.down(F.gelu(self.up(self.norm(x))))).mean(1))

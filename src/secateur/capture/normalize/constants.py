@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from secateur.capture.capture import Fact
 from secateur.capture.normalize.edit import aten, emit, mutates, overload, shape, stand_in
@@ -37,12 +37,11 @@ def mark_constants(program: fx.GraphModule) -> None:
     for node in program.graph.nodes:
         if node.op == "call_function" and _is_made(node, made):
             made[node] = None
-    runs = _elsewhere(list(made))
+    runs = _elsewhere(made)
     for node in made:
         readers = [user for user in node.users if user not in made and _reads(user)]
         if readers and isinstance(node.meta["fact"], Fact) and any(size > 1 for size in shape(node)):
-            sizes = [run[node].shape for run in runs]
-            _mark(node, readers, [dim for dim, size in enumerate(shape(node)) if all(other[dim] == size for other in sizes)])
+            _mark(node, readers, _fixed_dims(node, runs))
 
 
 def _is_made(node: fx.Node, made: dict[fx.Node, None]) -> bool:
@@ -61,38 +60,37 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return node.all_input_nodes[1:] if _name(node) in _OF_A_SHAPE else node.all_input_nodes
 
 
-def _elsewhere(made: list[fx.Node]) -> list[dict[fx.Node, Any]]:
-    """What such tensors are like when sizes are doubled: all of them together, and those of each dimension alone, if the calls go so."""
+def _elsewhere(made: dict[fx.Node, None]) -> list[dict[fx.Node, Any]]:
+    """What such tensors are like when sizes are doubled: all of them together, and those of each dimension alone."""
     places: dict[Any, set[fx.Node]] = {}
     for node in made:
         if node.target in _SIZES:
             places.setdefault(node.args, set()).add(node)
-    if not places:
-        return []
-    together = _values(made, set().union(*places.values()))
-    alone = [_values(made, nodes) for nodes in places.values()]
-    return [run for run in (together, *alone) if run is not None] or [_unknown(made)]
+    every = set().union(*places.values())
+    return [_values(made, doubled) for doubled in (every, *(places.values() if len(places) > 1 else ()))]
 
 
-def _values(made: list[fx.Node], doubled: set[fx.Node]) -> dict[fx.Node, Any] | None:
-    """Run the calls without content; nothing if they do not take these sizes."""
+def _values(made: dict[fx.Node, None], doubled: set[fx.Node]) -> dict[fx.Node, Any]:
+    """What the calls return without content; those that do not take these sizes are left out, with what reads them."""
     values: dict[fx.Node, Any] = {}
     for node in made:
         if node.target in _SIZES:
             values[node] = node.meta["fact"] * (2 if node in doubled else 1)
-            continue
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda each: values[each] if each in values else stand_in(each.meta["fact"]))
-        try:
-            values[node] = node.target(*args, **(kwargs | ({"device": "meta"} if "device" in kwargs else {})))  # type: ignore[operator]
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-            return None
+        elif all(source in values for source in node.all_input_nodes if source in made):
+            args, kwargs = map_arg((node.args, node.kwargs), lambda each: values[each] if each in made else stand_in(each.meta["fact"]))
+            with suppress(Exception):
+                values[node] = node.target(*map_aggregate(args, _nowhere), **map_aggregate(kwargs, _nowhere))  # type: ignore[operator]
     return values
 
 
-def _unknown(made: list[fx.Node]) -> dict[fx.Node, Any]:
-    """Stand-ins that agree with none of the sizes."""
-    facts = {node: node.meta["fact"] for node in made}
-    return {node: replace(fact, shape=tuple(-1 for _ in fact.shape)) for node, fact in facts.items() if isinstance(fact, Fact)}
+def _nowhere(value: Any) -> Any:
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def _fixed_dims(node: fx.Node, runs: list[dict[fx.Node, Any]]) -> list[int]:
+    """Dimensions whose size no run has changed; none if the call went in no run."""
+    sizes = [run[node].shape for run in runs if node in run]
+    return [dim for dim, size in enumerate(shape(node)) if sizes and all(other[dim] == size for other in sizes)]
 
 
 def _name(node: fx.Node) -> str:

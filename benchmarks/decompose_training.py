@@ -22,8 +22,8 @@ from data_sets import cifar10, cifar_resnet, top1
 from secateur.decompose import CP
 
 
-def factorized(study: sc.Study, method: CP, rank: float) -> nn.Module:
-    plan = study.plan_decomposition(method, rank=sc.ByRatio(rank))
+def factorized(study: sc.Study, method: CP, options: argparse.Namespace) -> nn.Module:
+    plan = study.plan_decomposition(method, rank={options.layers: sc.ByRatio(options.removed)})
     return sc.apply(study, plan).model
 
 
@@ -35,7 +35,7 @@ def energy(dense: nn.Module, model: nn.Module) -> float:
             first, *inner, last = (part.weight.detach().flatten(1) for part in module)
             norms = first.norm(dim=1) * last.norm(dim=0) * math.prod(part.norm(dim=1) for part in inner)
             terms += float(norms.square().sum())
-            whole += float(dense.get_submodule(name).weight.square().sum())
+            whole += float(dense.get_submodule(name).weight.detach().square().sum())
     return terms / whole
 
 
@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--layers", default="layer*", help="layers to factorize, as a glob")
     parser.add_argument("--removed", type=float, default=0.5, help="part of each layer's parameters that goes")
+    parser.add_argument("--slack", type=float, default=CP().slack, help="what the correction may add to the error, as a factor")
     parser.add_argument("--test", type=int, default=500)
     options = parser.parse_args()
     images, labels = cifar10(options.images, "train", options.steps * options.batch)
@@ -72,12 +74,14 @@ def main() -> None:
     study = sc.study(dense, images[:1])
     print(f"dense {metric(dense):.1f}")
     curves = {}
-    for name, method in {"without": CP(epc=False), "with": CP()}.items():
+    for name, method in {"without": CP(epc=False), "with": CP(slack=options.slack)}.items():
         start = time.perf_counter()
-        model = factorized(study, method, options.removed)
+        model = factorized(study, method, options)
         told = f"{name} correction: energy {energy(dense, model):.2f}, {metric(model):.1f} before"
+        print(told, flush=True)
         curves[name] = trained(model, images, labels, options)
-        print(f"{told}, {metric(model):.1f} after {options.steps} steps, {time.perf_counter() - start:.0f} s", flush=True)
+        losses = ", ".join(f"{loss:.2f}" for loss in curves[name])
+        print(f"{metric(model):.1f} after {options.steps} steps, {time.perf_counter() - start:.0f} s; losses {losses}", flush=True)
     for start in range(0, options.steps, 10):
         means = {name: sum(losses[start : start + 10]) / len(losses[start : start + 10]) for name, losses in curves.items()}
         print(f"| {start} to {min(start + 10, options.steps)} | {means['without']:.3f} | {means['with']:.3f} |")

@@ -30,6 +30,7 @@ from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, Ind
 from secateur.study import Study, study
 from secateur.study.cheaper import Cheaper
 from secateur.study.wish import Decompose
+from secateur.sweep import Sensitivity, Sweep, sensitivity, sweep
 from secateur.target import Target
 from secateur.tune import Distillation, FineTune, Tuned
 
@@ -83,10 +84,12 @@ __all__ = [
     "SVD",
     "SecateurError",
     "SelectionError",
+    "Sensitivity",
     "Slamp",
     "SpatialSVD",
     "Standard",
     "Study",
+    "Sweep",
     "Target",
     "Taylor",
     "TrainingError",
@@ -100,5 +103,7 @@ __all__ = [
     "load",
     "load_onnx",
     "reestimate_batch_norm",
+    "sensitivity",
     "study",
+    "sweep",
 ]

@@ -81,3 +81,14 @@ def test_it_asks_for_data() -> None:
         BatchNorm()(net(), found.cut_of({}))
     with pytest.raises(SelectionError, match="hold no samples"):
         BatchNorm()(net(), found.cut_of({}), iter([]))
+
+
+def test_a_batch_of_one_value_is_refused_and_changes_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    reestimate_batch_norm(model, [torch.randn(8, 3, 8, 8)])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(SelectionError, match="larger"):
+        reestimate_batch_norm(model, [torch.randn(8, 3, 8, 8), torch.randn(1, 3, 3, 3)])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert model[1].momentum == 0.1

@@ -94,6 +94,24 @@ def test_every_removal_is_the_cheapest_after_a_refit_of_the_rest(block: int, mon
     torch.testing.assert_close(errors, expected)
 
 
+def test_inputs_that_never_vary_cost_nothing() -> None:
+    columns = torch.tensor([[2.0, 3.0, 1.0]], dtype=torch.float64)
+    errors = removal_errors([(torch.zeros(3, 3, dtype=torch.float64), columns)])
+    assert errors.isfinite().all()
+    assert float(errors.max()) < 1e-20
+    varying = torch.tensor([[0.1, 0.1, 5.0]], dtype=torch.float64)
+    both = removal_errors([(torch.zeros(3, 3, dtype=torch.float64), columns), (torch.eye(3, dtype=torch.float64), varying)])
+    assert both.argmax() == 2
+
+
+def test_rounding_that_leaves_no_positive_matrix_makes_the_ridge_grow() -> None:
+    covariance = torch.tensor([[1.0, 1.03, 0.0], [1.03, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    errors = removal_errors([(covariance, torch.tensor([[1.0, 1.0, 5.0]], dtype=torch.float64))])
+    assert errors.isfinite().all()
+    assert (errors >= 0).all()
+    assert errors.argmax() == 2
+
+
 class Scores(nn.Module):
     """Products of queries and keys, and nothing else."""
 

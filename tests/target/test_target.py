@@ -50,6 +50,24 @@ def test_a_counted_target_is_met_within_one_percent(target: Target, allocator: A
     assert target.fraction - 0.01 <= left <= target.fraction
 
 
+def test_a_step_that_leads_far_past_the_target_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stem = (nn.Conv2d(3, 64, 3, padding=1), nn.GroupNorm(32, 64), nn.ReLU())  # one channel of every group at a time: half of them
+    rest = [layer for _ in range(4) for layer in (nn.LazyConv2d(32, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*stem, *rest, nn.LazyConv2d(4, 1))
+    model(torch.randn(1, 3, 8, 8))
+    found = study(model.eval(), torch.randn(1, 3, 8, 8))
+    scores = {each.name: torch.full((each.size,), 0.5) if each.size == 64 else torch.linspace(0, 1, each.size) for each in found.groups}
+
+    def left() -> float:
+        plan = found.plan(scores=scores, allocator=GlobalRank(), target=Target(macs=0.65), options=Options(layer_norm="none"))
+        return remaining(Target(macs=0.65), found.cut(plan), found.macs)
+
+    assert 0.64 <= left() <= 0.65
+    monkeypatch.setattr("secateur.target.search.HELD", 0)
+    assert left() < 0.636
+
+
 def test_a_larger_budget_never_leaves_less() -> None:
     found = deep(depth=4)
     left = [remaining(t, found.cut(found.plan(target=t)), found.macs) for t in (Target(macs=tenths / 10) for tenths in range(2, 9))]

@@ -22,7 +22,7 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
     """Set running means and variances to their averages over calibration batches, in place; return the number of layers.
 
     Every batch counts equally, those of other processes too where there are several. Weights, and the train or eval mode of every
-    module, stay as they are.
+    module, stay as they are, and after an error the statistics too. Raises SelectionError where a batch has one value of a channel.
 
     Li et al., EagleEye, ECCV 2020.
 
@@ -37,6 +37,7 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
         return 0
     modes = {m: m.training for m in model.modules()}
     momenta = [m.momentum for m in layers]
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     try:
         model.eval()
         for layer in layers:
@@ -51,6 +52,12 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any]) -> int:
                 count += 1
         if processes() > 1:
             _share(layers, count)
+    except BaseException as error:
+        for buffer, value in before:
+            buffer.copy_(value)
+        if isinstance(error, ValueError):
+            raise SelectionError(f"Statistics of these calibration batches cannot be taken, give larger ones: {error}") from error
+        raise
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -39,7 +39,8 @@ class Recovered:
     def notes(self) -> tuple[str, ...]:
         """What a report says of it."""
         if not self.changes:
-            return ()
+            why = tuple(dict.fromkeys(self.skipped.values()))[:3]
+            return (f"nothing was recovered by {self.method}: {'; '.join(why)}",) if why else ()
         left = f"; left as they are: {'; '.join(f'{n} ({why})' for n, why in self.skipped.items())}" if self.skipped else ""
         data = f" on {self.samples} calibration samples" if self.samples else ""
         return (

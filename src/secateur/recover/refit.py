@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.capture.decisions import weights_decide
 from secateur.errors import SelectionError
 from secateur.recover.attention import Attention, Bases
 from secateur.recover.paired import bytes_at
@@ -76,7 +77,13 @@ class Refit:
         """Fit in place; raises :class:`~secateur.errors.SelectionError` without data."""
         if data is None:
             raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
-        program, capture = rewrite_graph(cut), cut.solution.walk.capture
+        capture = cut.solution.walk.capture
+        if weights_decide(capture):
+            raise SelectionError(
+                "What this model calls depends on its weights, so that its graph holds for the example inputs alone and cannot be fitted to"
+                " others. Take BatchNorm(), or Standard(), which does."
+            )
+        program = rewrite_graph(cut)
         load_values(program, model)
         given = list(batches(data, capture, samples=self.samples))
         seen = check_samples(sum(b.valid for b in given))

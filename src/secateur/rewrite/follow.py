@@ -6,11 +6,11 @@ import copy
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from secateur.capture import CONSTANT_PREFIX, Capture, record
+from secateur.capture import record
+from secateur.capture.decisions import weights_decide
 from secateur.capture.normalize import normalize
-from secateur.capture.values import looks
 from secateur.groups import solve, walk
 from secateur.groups.solve import Mask
 from secateur.rewrite.cut import Cut
@@ -24,23 +24,10 @@ def followed(cut: Cut) -> Cut:
     channels, in the weights that make them and in those that read them, the dense model decides as the smaller one does.
     """
     source = cut.solution.walk.capture
-    if not source.decided or not _weights_decide(source):
+    if not weights_decide(source):
         return cut
     found = normalize(record(zeroed(source.model, cut), source.args, source.kwargs))
     return transfer(cut, solve(walk(found)))
-
-
-def _weights_decide(source: Capture) -> bool:
-    """Whether weights have a say in what Python looks at; if inputs alone have, both models decide alike."""
-    waiting = [node for node in source.graph.nodes if node.op == "call_function" and looks(node)]
-    seen: set[fx.Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node.op == "get_attr" and not str(node.target).startswith(CONSTANT_PREFIX):
-            return True
-        waiting += [operand for operand in node.all_input_nodes if operand not in seen]
-        seen.update(node.all_input_nodes)
-    return False
 
 
 def zeroed(model: nn.Module, cut: Cut) -> nn.Module:

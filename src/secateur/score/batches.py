@@ -71,11 +71,16 @@ def calibration_inputs(
     waiting: list[Batch] = []
     for batch in batches(data, capture, samples=samples):
         waiting.append(batch)
-        if sum(b.size for b in waiting) >= together:
+        if sum(b.size for b in waiting) >= together or _lists(capture):
             yield _joined_inputs(capture, waiting)
             waiting = []
     if waiting:
         yield _joined_inputs(capture, waiting)
+
+
+def _lists(capture: Capture) -> bool:
+    """Whether an input is a list of tensors, such as images of different sizes, which do not join."""
+    return any(isinstance(value, list | tuple) for value in (*capture.args, *capture.kwargs.values()))
 
 
 def _joined_inputs(capture: Capture, parts: Sequence[Batch]) -> tuple[Any, dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from secateur.groups.group import ChannelGroup
-from secateur.score.evidence import Evidence, precise
+from secateur.groups.group import ChannelGroup, Member
+from secateur.score.evidence import Evidence, occurrences, precise
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class GroupNorm:
         for member in group.members:
             weight = evidence.weights[member.tensor].detach()
             if weight.ndim > 1:
-                squares = member.fold(precise(weight).square(), group.size).double().cpu()
-                total += squares / squares.mean().clamp_min(torch.finfo(torch.float64).tiny)
+                for channels, squares in _parts(member, member.flatten(precise(weight).square()).sum(1).double().cpu()):
+                    total.index_add_(0, channels, squares / squares.mean().clamp_min(torch.finfo(torch.float64).tiny))
         return evidence.combine.single(total)
+
+
+def _parts(member: Member, squares: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Channels with their squares; those that one weight makes twice, as a fused query and key projection does, one after the other."""
+    if member.role == "writes":
+        for picked in occurrences(member.channels):
+            yield torch.as_tensor(member.channels[picked]), squares[torch.as_tensor(picked)]
+    else:
+        size = int(member.channels.max()) + 1
+        channels = torch.as_tensor(member.channels)
+        yield torch.arange(size), torch.zeros(size, dtype=torch.float64).index_add(0, channels, squares)

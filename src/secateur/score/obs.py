@@ -19,6 +19,9 @@ from secateur.score.reading import Reading, readings, rows
 
 RIDGE = 1e-2
 """Added to the covariance, relative to its mean diagonal: channels that are nearly mixtures of others are no exact ones."""
+_NOTHING = 1e-30
+"""A variance that stands for none."""
+_TRIES = 10
 BLOCK = 64
 """Steps whose changes to the matrices are made at once."""
 
@@ -174,8 +177,7 @@ class Removals:
 
     def __init__(self, covariance: Tensor, columns: Tensor, *, ridge: float = RIDGE) -> None:
         self._size = len(covariance)
-        scale = covariance.diagonal().mean().clamp_min(torch.finfo(covariance.dtype).tiny)
-        self._inverse = torch.linalg.inv(covariance + ridge * scale * torch.eye(self._size, dtype=covariance.dtype))
+        self._inverse = _inverse(covariance, ridge)
         self._product = columns.mT @ columns
         self._left = torch.arange(self._size)
         self._begin(torch.ones(self._size, dtype=torch.bool))
@@ -216,3 +218,14 @@ class Removals:
         count = len(self._left)
         self._steps, self._rests, self._weights = (self._inverse.new_zeros(BLOCK, *n) for n in ((count,), (count,), ()))
         self._alive, self._done = torch.ones(count, dtype=torch.bool), 0
+
+
+def _inverse(covariance: Tensor, ridge: float) -> Tensor:
+    """The inverse behind a ridge, which grows where rounding has left no positive matrix; inputs that never vary cost nothing."""
+    scale = covariance.diagonal().mean().clamp_min(_NOTHING)
+    identity = torch.eye(len(covariance), dtype=covariance.dtype)
+    for step in range(_TRIES):
+        factor, info = torch.linalg.cholesky_ex(covariance + ridge * 10**step * scale * identity)
+        if not bool(info):
+            return torch.cholesky_inverse(factor)
+    return identity / (ridge * scale)

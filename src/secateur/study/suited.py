@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.allocate import Allocator, GlobalRank, Knapsack, Options
+from secateur.capture.decisions import weights_decide
 from secateur.plan import Plan
 from secateur.score import OBS, GroupNorm, Scorer, Taylor
 from secateur.score.batches import Data
@@ -54,6 +55,9 @@ def suited(
     Args:
         data: what can be read more than once: no iterator.
     """
+    notes: tuple[str, ...] = ()
+    if criterion is None and data is not None and weights_decide(found.capture):
+        data, notes = None, ("what this model calls depends on its weights, so its graph tells nothing of other inputs than the example's",)
     chosen = criterion or (GroupNorm() if data is None else _by_data(found))
     compared = allocator if criterion is not None or allocator is not None else _across(chosen, target)
     options = options or Options()
@@ -64,7 +68,7 @@ def suited(
         note = f"{chosen} finds no channel that the outputs depend on, so the norms of weights decide"
         rest = suited(found, allocator=allocator, options=options, target=target)
         return replace(rest, notes=(note, *rest.notes))
-    return Suited(chosen, compared, options, scores)
+    return Suited(chosen, compared, options, scores, notes)
 
 
 def _by_data(found: Study) -> Scorer:

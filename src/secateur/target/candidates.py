@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.allocate import Allocation
 from secateur.rewrite import Cut
@@ -30,6 +30,17 @@ class Candidates:
         names = dict.fromkeys((*smaller.remove, *larger.remove))
         differ = tuple(name for name in names if smaller.remove.get(name) != larger.remove.get(name))
         return () if self.blocks.intersection(differ) else differ
+
+    def holding(self, name: str, channels: tuple[int, ...]) -> Candidates:
+        """The candidates in which one group loses these channels at every ratio."""
+
+        def at(ratio: float) -> Allocation:
+            found = self.at(ratio)
+            remove = {**found.remove, name: channels}
+            notes = tuple(note for note in found.notes if _about(note) != name)
+            return self.legal(Allocation({name: some for name, some in remove.items() if some}, notes))
+
+        return replace(self, at=at)
 
     def mixed(self, smaller: Allocation, larger: Allocation, count: int) -> Allocation:
         """The smaller allocation, in which the first groups that differ already lose what they lose in the larger one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from secateur.allocate import Allocation
 from secateur.errors import SelectionError
@@ -15,6 +15,10 @@ from secateur.target.target import Target
 MOST = 1.0 - 1e-6
 """The largest ratio: all that may go."""
 HALVINGS = 14
+FAR = 0.01
+"""A target that is missed by more is searched for again, without the step that leads past it."""
+HELD = 4
+"""Steps that are given up at most."""
 NEAR = 0.001
 """A target that is missed by less is met: there is no search group by group."""
 
@@ -33,17 +37,42 @@ def reach(
     return _Search(target, candidates, macs).run()
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The best allocation of a search."""
+
+    left: float
+    allocation: Allocation
+    last: tuple[str, tuple[int, ...]] | None = None
+    """The group whose next step leads from beyond the target to within it, and what it loses before that step."""
+
+
 class _Search:
-    """Bisection on the ratio for all groups, then on how many groups have the larger of the last two ratios."""
+    """Bisection on the ratio for all groups, then on how many groups have the larger of the last two ratios.
+
+    Where that stays far from the target, one step of one group is to blame: the search is repeated without that step.
+    """
 
     def __init__(self, target: Target, candidates: Candidates, macs: MacCount) -> None:
         self.target, self.candidates, self.macs = target, candidates, macs
 
     def run(self) -> Allocation:
-        within, over = self._by_ratio()
-        left, found = self._by_group(*within, over)
-        note = f"target {self.target.fraction:.1%}, predicted {left:.1%}"
-        return replace(found, notes=(*found.notes, note))
+        best = found = self._search()
+        for _ in range(HELD):
+            if self.target.fraction - best.left <= FAR or found.last is None:
+                break
+            self.candidates = self.candidates.holding(*found.last)
+            try:
+                found = self._search()
+            except SelectionError:
+                break
+            best = max(best, found, key=lambda each: each.left)
+        note = f"target {self.target.fraction:.1%}, predicted {best.left:.1%}"
+        return replace(best.allocation, notes=(*best.allocation.notes, note))
+
+    def _search(self) -> _Found:
+        (left, within), over = self._by_ratio()
+        return self._by_group(left, within, over)
 
     def _left(self, allocation: Allocation) -> float:
         return remaining(self.target, self.candidates.cut(allocation), self.macs)
@@ -65,10 +94,11 @@ class _Search:
             raise SelectionError(f"{self.target} cannot be reached: with all that may go, {left:.1%} remain.")
         return best, over
 
-    def _by_group(self, left: float, within: Allocation, over: Allocation) -> tuple[float, Allocation]:
-        """Leave groups at the smaller ratio, as many as the target allows; the share that remains, and the allocation."""
+    def _by_group(self, left: float, within: Allocation, over: Allocation) -> _Found:
+        """Leave groups at the smaller ratio, as many as the target allows."""
         best = left, within
-        low, high = 0, len(self.candidates.between(over, within)) if self.target.fraction - left > NEAR else 0
+        names = self.candidates.between(over, within) if self.target.fraction - left > NEAR else ()
+        low, high = 0, len(names)
         while high - low > 1:
             middle = (low + high) // 2
             allocation = self.candidates.mixed(over, within, middle)
@@ -77,4 +107,5 @@ class _Search:
                 high, best = middle, max(best, (share, allocation), key=lambda found: found[0])
             else:
                 low = middle
-        return best
+        last = names[high - 1] if names else None
+        return _Found(*best, None if last is None else (last, over.remove.get(last, ())))

@@ -52,7 +52,9 @@ def test_the_whole_story(secateur: Secateur, tmp_path: Path, monkeypatch: pytest
     assert done.code == 0, done.err
     assert done.data["remains"]["MACs"] <= 0.8
     assert done.data["metrics"] == {"accuracy before": 1, "accuracy after": 1, "accuracy recovered": 1}
-    assert load(out, small_classifier())[0].out_channels == 24
+    cut = load(out, small_classifier())
+    widths = cut[0].out_channels, cut[3].out_channels
+    assert widths in {(24, 64), (32, 56), (32, 48), (24, 56), (24, 48)}
     assert (out / "report.html").is_file()
     again = secateur("prove", out, "--recovered", "--json")
     assert again.code == 0, again.err

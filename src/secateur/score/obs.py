@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,18 +154,24 @@ def _scattered(member: Member, weight: Tensor, size: int) -> Tensor:
 
 def removal_errors(problems: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The error at which each channel goes, the cheapest first, for covariances ``(d, d)`` and columns ``(rest, d)``: shape ``(d,)``."""
-    size = len(problems[0][0])
-    removals = [Removals(*problem) for problem in problems]
-    errors, alive, worst = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.bool), 0.0
-    for _ in range(size):
+    errors, worst = torch.zeros(len(problems[0][0]), dtype=torch.float64), 0.0
+    for chosen, cost in removed(problems):
+        worst = max(worst, cost)
+        errors[chosen] = worst
+    return errors
+
+
+def removed(problems: Sequence[tuple[Tensor, Tensor]], *, ridge: float = RIDGE) -> Iterator[tuple[int, float]]:
+    """The channels in the order in which they go, the cheapest first, each with what it costs once those before it are gone."""
+    removals = [Removals(*problem, ridge=ridge) for problem in problems]
+    alive = torch.ones(len(problems[0][0]), dtype=torch.bool)
+    for _ in range(len(alive)):
         costs = torch.stack([removal.costs for removal in removals]).sum(0)
         chosen = int(torch.where(alive, costs, torch.inf).argmin())
-        worst = max(worst, float(costs[chosen]))
-        errors[chosen] = worst
+        yield chosen, float(costs[chosen])
         alive[chosen] = False
         for removal in removals:
             removal.remove(chosen)
-    return errors
 
 
 class Removals:
@@ -175,7 +181,7 @@ class Removals:
     after ``BLOCK`` steps all of it is subtracted at once and the channels that went are dropped.
     """
 
-    def __init__(self, covariance: Tensor, columns: Tensor, *, ridge: float = RIDGE) -> None:
+    def __init__(self, covariance: Tensor, columns: Tensor, *, ridge: float) -> None:
         self._size = len(covariance)
         self._inverse = _inverse(covariance, ridge)
         self._product = columns.mT @ columns

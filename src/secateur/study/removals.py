@@ -16,7 +16,7 @@ from secateur.decompose.whiten import Metric
 from secateur.groups import ChannelGroup
 from secateur.groups.group import Member
 from secateur.score.evidence import occurrences
-from secateur.score.obs import Removals
+from secateur.score.obs import removed
 from secateur.study.rank_budget import Seen
 
 Curve = NDArray[np.float64]
@@ -75,17 +75,9 @@ def removal_curve(problems: Sequence[tuple[Tensor, Tensor]]) -> tuple[NDArray[np
 
     Problems are covariances ``(d, d)`` of inputs with columns ``(rest, d)`` that read them.
     """
-    size = len(problems[0][0])
-    removals = [Removals(*problem, ridge=_RIDGE) for problem in problems]
-    alive, order, losses = torch.ones(size, dtype=torch.bool), np.empty(size, dtype=np.int64), np.zeros(size + 1)
-    for step in range(size):
-        costs = torch.stack([removal.costs for removal in removals]).sum(0)
-        chosen = int(torch.where(alive, costs, torch.inf).argmin())
-        alive[chosen], order[step] = False, chosen
-        losses[step + 1] = losses[step] + max(float(costs[chosen]), 0.0)
-        for removal in removals:
-            removal.remove(chosen)
-    return order, losses
+    order, costs = zip(*removed(problems, ridge=_RIDGE), strict=True)
+    losses = np.cumsum([0.0, *(max(cost, 0.0) for cost in costs)])
+    return np.array(order, dtype=np.int64), losses
 
 
 def _problems(model: nn.Module, member: Member, size: int, layers: DecomposableLayers, seen: Seen) -> list[tuple[Tensor, Tensor]] | Refusal:

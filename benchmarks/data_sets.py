@@ -117,8 +117,12 @@ def cifar10(archive: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
 
 
 def top1(images: Tensor, labels: Tensor) -> Callable[[nn.Module], float]:
+    """The metric of a classifier; channels lie last in memory, which takes a CPU two thirds of the time."""
+    images = images.contiguous(memory_format=torch.channels_last)
+
     @torch.no_grad()
     def metric(model: nn.Module) -> float:
+        model.to(memory_format=torch.channels_last)
         found = torch.cat([model(part).argmax(1) for part in images.split(TOGETHER)])
         return 100 * float((found == labels).double().mean())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import secateur as sc
 from secateur.decompose import ByRatio, SpatialSVD
@@ -75,3 +78,26 @@ def test_what_was_factorized_is_refitted_after_a_cut() -> None:
     with torch.no_grad():
         lost = [float((small(x) - whole(x)).square().mean()) for small in (refitted, bare)]
     assert lost[0] < 0.8 * lost[1]
+
+
+@pytest.mark.parametrize("recover", [sc.Standard(), sc.Nothing(), sc.Refit(samples=300)], ids=str)
+def test_a_loader_is_read_no_further_than_samples_are_wanted(recover: sc.Standard | sc.Nothing | sc.Refit) -> None:
+    read = []
+
+    def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            read.append(1)
+            yield torch.randn(50, 3, 8, 8, generator=generator), torch.zeros(50)
+
+    compress(network(), PIXELS, ratio=0.5, data=endless(), recover=recover, latency=False)
+    assert len(read) == 6
+
+
+def test_arrays_mappings_and_datasets_serve_as_data() -> None:
+    samples = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    plans = [
+        compress(network(), PIXELS, ratio=0.5, data=data, latency=False).plan.edits
+        for data in (samples, samples.numpy(), {"input": samples}, TensorDataset(samples, torch.zeros(20)))
+    ]
+    assert plans == plans[:1] * 4

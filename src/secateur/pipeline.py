@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.allocate import Allocator, Leave, Options
 from secateur.errors import SelectionError
@@ -20,6 +19,7 @@ from secateur.rewrite import TOLERANCE
 from secateur.rewrite.apply import Prefer
 from secateur.score import Scorer
 from secateur.score.batches import Data, calibration_inputs
+from secateur.score.batches import held as held_data
 from secateur.study import Calibration, Study, calibration, carry_out, study
 from secateur.study.cheaper import Cheaper
 from secateur.study.stages import Between
@@ -144,7 +144,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
         >>> sc.compress(model, torch.randn(1, 3, 8, 8), decompose=sc.Decompose(sc.SpatialSVD(), rank=2), latency=False).factorized[0].rank
         (2,)
     """
-    held = data if data is None or isinstance(data, Tensor | str | Path) else list(data)
+    held = None if data is None else held_data(data, _wanted(recover))
     found = study(model, inputs)
 
     def pruned(within: Target | None) -> Plan:
@@ -163,6 +163,12 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
     plan = replace(plan, settings={**plan.settings, "seed": seed})
     result = recovered(apply(found, plan, prefer=prefer, data=held, samples=SAMPLES, between=between), found, recover, held)
     return _timed(result, found) if latency else result
+
+
+def _wanted(recover: Recovery) -> int | None:
+    """How many calibration samples serve anything: those of the scores and of the factors, or more if the recovery takes more."""
+    samples: int | None = getattr(recover, "samples", SAMPLES if isinstance(recover, Nothing) else None)
+    return None if samples is None else max(samples, SAMPLES)
 
 
 def _timed(result: Result, found: Study) -> Result:

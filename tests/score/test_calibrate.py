@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from score.by_hand import solved
 from secateur.capture.capture import Capture
 from secateur.capture.record import record
 from secateur.errors import FileError, ModelError, SelectionError
-from secateur.score import L2, SNP, NuclearNorm, Scorer, calibrate, gather
-from secateur.score.batches import batches
+from secateur.score import L2, OBS, SNP, Fisher, NuclearNorm, Scorer, Taylor, Variance, calibrate, gather, score_groups
+from secateur.score.batches import batches, held
 
 
 class Two(nn.Module):
@@ -56,8 +57,10 @@ ROWS = torch.arange(33.0).reshape(11, 3)
         [{"input": part, "label": 0} for part in ROWS.split(5)],
         {"input": ROWS},
         [((part,), {}) for part in ROWS.split(5)],
+        TensorDataset(ROWS, torch.zeros(11)),
+        DataLoader(TensorDataset(ROWS, torch.zeros(11)), batch_size=2),
     ],
-    ids=["tensor", "array", "list", "even", "ragged", "single", "with labels", "mappings", "mapping", "pairs"],
+    ids=["tensor", "array", "list", "even", "ragged", "single", "with labels", "mappings", "mapping", "pairs", "dataset", "loader"],
 )
 def test_every_form_of_data_gives_the_same_samples(data: Any) -> None:
     found = taken(data)
@@ -127,10 +130,49 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         taken(tmp_path, record(nn.Conv2d(3, 2, 1), (torch.randn(4, 3, 4, 4),)))
 
 
-@pytest.mark.parametrize("data", [torch.randn(5, 4), [torch.randn(5, 3, 1)], [{"other": ROWS}], [torch.tensor(1.0)]])
-def test_samples_of_another_shape_are_refused(data: Any) -> None:
-    with pytest.raises(ModelError):
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (torch.randn(5, 4), ModelError, "n x 4, the example inputs n x 3"),
+        ([torch.randn(5, 3, 1)], ModelError, "n x 3 x 1"),
+        (list(ROWS), ModelError, "first dimension, as a DataLoader"),
+        ([{"other": ROWS}], ModelError, "no 'input'"),
+        ([torch.tensor(1.0)], ModelError, "of a number"),
+        (ROWS.byte(), ModelError, "uint8, the example inputs float32"),
+        ([ROWS.long()], ModelError, "int64"),
+        (torch.full((2, 3), torch.nan), ModelError, "NaN"),
+        (["a", "b"], ModelError, "a str where the model takes a tensor n x 3"),
+        (np.array([[1, "a", 2]], dtype=object), ModelError, "ndarray"),
+        (5, SelectionError, "not 'int'"),
+    ],
+)
+def test_samples_that_the_model_does_not_take_are_refused(data: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         taken(data)
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_a_number_of_samples_is_from_one_up(samples: int) -> None:
+    with pytest.raises(SelectionError, match="from 1 up"):
+        taken(ROWS, samples=samples)
+
+
+def test_token_numbers_are_whole_and_masks_may_be_truth_values() -> None:
+    tokens = record(nn.Embedding(9, 2), (torch.zeros(4, 3, dtype=torch.int64),))
+    assert taken(ROWS.int().clamp(max=8), tokens)[0].dtype == torch.int64
+    with pytest.raises(ModelError, match="float32, the example inputs int64"):
+        taken(ROWS, tokens)
+    assert taken(ROWS > 4)[0].dtype == torch.float32
+
+
+def test_an_iterator_is_held_as_far_as_needed_and_anything_else_is_left() -> None:
+    parts = iter(ROWS.split(4))
+    kept = held(parts, 5)
+    assert [len(part) for part in kept] == [4, 4]
+    assert len(next(parts)) == 3
+    assert len(list(held(({"x": part.numpy()} for part in ROWS.split(4)), None))) == 3
+    for data in (ROWS, ROWS.numpy(), {"input": ROWS}, "somewhere.npy", TensorDataset(ROWS)):
+        assert held(data, 5) is data
 
 
 def test_several_inputs_by_place_and_by_name() -> None:
@@ -180,6 +222,16 @@ def test_empty_data_are_an_error() -> None:
     solution, groups = solved(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))
     with pytest.raises(SelectionError, match="no samples"):
         calibrate(solution, groups, [NuclearNorm()], iter([]))
+
+
+@pytest.mark.parametrize("criterion", [NuclearNorm(), OBS(), Variance(), Taylor(), Fisher()], ids=str)
+@pytest.mark.parametrize("samples", [2, 30])
+def test_activations_that_are_not_finite_are_an_error(criterion: Scorer, samples: int) -> None:
+    solution, groups = solved(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 2, 2))
+    data = torch.full((samples, 3, 2, 2), torch.inf)
+    observed = calibrate(solution, groups, [criterion], data)
+    with pytest.raises(ModelError, match="not finite"):
+        score_groups(criterion, groups, gather(solution, observed=observed))
 
 
 def test_tokens_in_front_of_samples_do_not_matter() -> None:

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset
 
 from secateur.capture.capture import Capture
 from secateur.capture.inputs import is_pair
 from secateur.errors import FileError, MissingExtraError, ModelError, SelectionError
 
-Data = Iterable[Any] | Tensor | str | Path
+Data = Iterable[Any] | Tensor | Dataset[Any] | str | Path
+TOGETHER = 32
+"""Samples that are read or handed out at a time where nothing else says how many."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -37,11 +40,16 @@ class Batch:
 def batches(data: Data, capture: Capture, *, samples: int | None) -> Iterator[Batch]:
     """Read at most ``samples`` samples and hand them out in batches of the captured size.
 
-    ``data`` is an iterable of batches, a tensor of samples, the path of a ``.npy`` or ``.npz`` file or of a folder of
-    images, or ``module:function`` that returns any of these. A batch is a tensor, a sequence of inputs in order, or a
+    ``data`` is an iterable of batches, a tensor or array of samples, a torch dataset, the path of a ``.npy`` or ``.npz`` file or
+    of a folder of images, or ``module:function`` that returns any of these. A batch is a tensor, a sequence of inputs in order, or a
     mapping by the names of inputs; what the model does not take, such as labels, is left aside. Images are brought to
     the captured size, scaled to [0, 1] and normalised by the mean and deviation customary for ImageNet.
+
+    Raises :class:`~secateur.errors.ModelError` for samples that the model does not take: other shapes, numbers of another kind
+    (pixels as whole numbers where the example inputs are real), or NaN.
     """
+    if samples is not None and samples < 1:
+        raise SelectionError(f"samples is {samples}; it is the largest number of calibration samples, from 1 up, or None for all.")
     example = capture.flat_inputs()
     size = _batch_size(example)
     waiting: list[Tensor] | None = None
@@ -61,8 +69,21 @@ def batches(data: Data, capture: Capture, *, samples: int | None) -> Iterator[Ba
         yield _filled(example, waiting, size, left)
 
 
+def held(data: Data, samples: int | None) -> Data:
+    """Data that can be read as often as wanted: of an iterable as many batches as so many samples need, in memory."""
+    if isinstance(data, Tensor | np.ndarray | Mapping | str | Path | Dataset):
+        return data
+    kept, count = [], 0
+    for given in _opened_iterable(data):
+        kept.append(given)
+        count += next((len(leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim), 1)
+        if samples is not None and count >= samples:
+            break
+    return kept
+
+
 def calibration_inputs(
-    capture: Capture, data: Data, *, samples: int | None = 256, together: int = 32
+    capture: Capture, data: Data, *, samples: int | None = 256, together: int = TOGETHER
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Hand the same samples out as ``(args, kwargs)`` of the model, at least ``together`` of them at a time where there are so many.
 
@@ -135,7 +156,7 @@ def _by_name(given: Mapping[str, Any], capture: Capture) -> tuple[tuple[Any, ...
     names = list(inspect.signature(capture.model.forward).parameters)[: len(capture.args)]
     missing = [n for n in names if n not in given]
     if missing:
-        raise ModelError(f"A calibration batch has no {', '.join(missing)}: it has {_outline(given)}.")
+        raise ModelError(f"A calibration batch has no {', '.join(map(repr, missing))}: it has {_outline(given)}.")
     return tuple(given[n] for n in names), {n: v for n, v in given.items() if n in capture.kwargs}
 
 
@@ -146,17 +167,34 @@ def _untouched(name: str, value: Any) -> Any:
 
 
 def _fitted(leaves: Sequence[Any], example: Sequence[Any]) -> list[Any]:
-    """Tensors with the dtype and device of the example's; other shapes than the example's are an error."""
-    out = []
-    for leaf, model in zip(leaves, example, strict=True):
-        if isinstance(model, Tensor):
-            tensor = torch.as_tensor(leaf)
-            if tensor.shape[1:] != model.shape[1:] or tensor.ndim != model.ndim:
-                raise ModelError(f"Calibration samples have the shape {_shape(tensor)}, the example inputs {_shape(model)}.")
-            out.append(tensor.to(model.device, model.dtype))
-        else:
-            out.append(leaf)
-    return out
+    """Tensors with the dtype and device of the example's; other shapes or kinds of numbers than the example's are an error."""
+    return [_alike(leaf, model) if isinstance(model, Tensor) else leaf for leaf, model in zip(leaves, example, strict=True)]
+
+
+def _alike(leaf: Any, model: Tensor) -> Tensor:
+    try:
+        tensor = torch.as_tensor(leaf)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"A calibration batch holds a {type(leaf).__name__} where the model takes a tensor {_shape(model)}.") from error
+    if tensor.shape[1:] != model.shape[1:] or tensor.ndim != model.ndim:
+        hint = " Put the samples along a first dimension, as a DataLoader does." if tensor.shape == model.shape[1:] else ""
+        raise ModelError(f"Calibration samples have the shape {_shape(tensor)}, the example inputs {_shape(model)}.{hint}")
+    if _is_real(tensor) != _is_real(model) and tensor.dtype != torch.bool:
+        raise ModelError(
+            f"Calibration samples are {_dtype(tensor)}, the example inputs {_dtype(model)}: give them as the model takes them, "
+            "pixels scaled and normalised, token numbers as whole numbers."
+        )
+    if bool(tensor.isnan().any()):
+        raise ModelError("The calibration samples hold NaN.")
+    return tensor.to(model.device, model.dtype)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -171,12 +209,23 @@ def _outline(given: Any) -> str:
 
 def _opened(data: Data, capture: Capture) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray):
-        return [torch.as_tensor(data)]
+        return [data]
     if isinstance(data, Mapping):
         return [data]
     if isinstance(data, str | Path):
         return _from_path(str(data), capture)
-    return data
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=TOGETHER)
+    return _opened_iterable(data)
+
+
+def _opened_iterable(data: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(data)
+    except TypeError as error:
+        raise SelectionError(
+            f"Calibration data are batches, a tensor, a file, a folder or module:function, not {type(data).__name__!r}."
+        ) from error
 
 
 def _from_path(text: str, capture: Capture) -> Iterable[Any]:

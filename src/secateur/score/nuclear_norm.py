@@ -120,10 +120,11 @@ def _gram(maps: Tensor) -> Tensor:
 
 
 def _root_sum(gram: Tensor, longest: int) -> Tensor:
-    """Sum of the roots of the eigenvalues; what is mere rounding of a zero counts as zero."""
-    values = torch.linalg.eigvalsh(gram)
+    """Sum of the roots of the eigenvalues; what is mere rounding of a zero counts as zero. NaN where a matrix is not finite."""
+    finite = gram.isfinite().all(-1).all(-1)
+    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0))
     smallest = values[..., -1:].clamp(min=0) * torch.finfo(values.dtype).eps * longest
-    return torch.where(values > smallest, values, 0).sqrt().sum(-1)
+    return torch.where(finite, torch.where(values > smallest, values, 0).sqrt().sum(-1), torch.nan)
 
 
 def _sums(group: ChannelGroup, solution: Solution) -> Iterator[Place]:

@@ -50,6 +50,8 @@ class OBS:
             return torch.zeros(group.size, dtype=torch.float64)
         energy = [p for p in parts if p.ndim == 1]
         problems = [(p[: group.size], p[group.size :]) for p in parts if p.ndim == 2]
+        if not all(bool(p.isfinite().all()) for p in parts):
+            return torch.full((group.size,), torch.nan, dtype=torch.float64)
         scores = removal_errors(problems) if problems else torch.zeros(group.size, dtype=torch.float64)
         return evidence.combine.single(scores + sum(energy, torch.zeros_like(scores)))
 

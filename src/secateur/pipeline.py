@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from secateur.allocate import Allocator, Leave, Options
-from secateur.errors import SelectionError
+from secateur.errors import SecateurError, SelectionError
 from secateur.measure import compare_latency, measure, slower_than_dense
 from secateur.plan import Plan, Prune
+from secateur.pretrained import Description, config_of, describe
 from secateur.recover import Nothing, Recovery, Standard, reestimate_batch_norm, shift_batch_norm
 from secateur.result import Result
 from secateur.rewrite import TOLERANCE
@@ -53,8 +54,7 @@ def apply(
     Args:
         model: the model that the plan was made for, or a study of it.
         inputs: example inputs, as for :func:`study`.
-        prefer: ``"auto"`` keeps the user's class where its forward can hold the smaller tensors and returns a graph
-            otherwise; ``"module"`` and ``"graph"`` allow only one of them.
+        prefer: ``"auto"`` keeps the user's class where it can, else makes a graph; ``"module"`` and ``"graph"`` allow one of them.
         tolerance: the largest error of the proof, relative to the scale of the outputs and to their change between inputs.
         seed: starts the random inputs of the proof; by default the plan's own.
         data: calibration data, as for :meth:`Study.plan_decomposition`.
@@ -78,7 +78,7 @@ def apply(
     held = calibration(found.capture, data, samples) if plan.needs_data else None
     seed = int(plan.settings.get("seed", 0)) if seed is None else seed
     done = carry_out(found, plan, prefer=prefer, tolerance=tolerance, seed=seed, data=held, between=between)
-    return Result(
+    result = Result(
         model=done.model,
         kind=done.kind,
         plan=done.plan,
@@ -93,6 +93,24 @@ def apply(
         notes=(*plan.settings.get("notes", ()), *_other_data(plan, held), *done.notes),
         file_names=getattr(found.model, "file_names", None),
     )
+    return _with_config(result, found) if plan.settings.get("uniform") else result
+
+
+def _with_config(result: Result, found: Study) -> Result:
+    """A result of uniform widths with the config that describes it, or why none does."""
+    described: Description | str
+    if result.plan.factorizations:
+        described = "layers were factorized, which no config tells"
+    elif config_of(found.model) is None:
+        described = f"{type(found.model).__name__} has no config that it can be built from"
+    else:
+        try:
+            inputs = found.capture.args, dict(found.capture.kwargs)
+            described = describe(found.cut(result.plan), found.groups, result.plan.prunes, result.model, inputs)
+        except SecateurError as error:
+            described = str(error)
+    note = f"no config describes the model: {described}" if isinstance(described, str) else f"a config describes the model: {described}"
+    return replace(result, pretrained=described, notes=(*result.notes, note))
 
 
 def _other_data(plan: Plan, held: Calibration | None) -> tuple[str, ...]:

@@ -11,13 +11,17 @@ from typing import Any, Literal
 from torch import nn
 
 from secateur.capture.onnx import FileNames
+from secateur.errors import RewriteError
 from secateur.export import save_directory
 from secateur.export.onnx import PortNames
 from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
+from secateur.pretrained import Description, save_pretrained
 from secateur.report import html_report, json_report
 from secateur.rewrite import FactorizedLayer, Proof
+
+UNEVEN = "its plan was made without Options(uniform=True)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,8 @@ class Result:
     fidelity: Fidelity | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Figures of the task, by name (``accuracy before`` and the like), where they were taken."""
-
+    pretrained: Description | str = UNEVEN
+    """The config that describes the model, or why there is none."""
     file_names: FileNames | None = None
     """What the ONNX file that the dense model was read from calls its inputs and outputs."""
 
@@ -65,6 +70,24 @@ class Result:
         """
         reports = {"report.html": html_report(self, command=command), "report.json": json_report(self, command=command)}
         return save_directory(self, Path(path), reports=reports, force=force, onnx=onnx, names=self._port_names())
+
+    def save_pretrained(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write ``config.json`` and weights into a new directory, from which the model's own class loads them, without Secateur.
+
+        For plans that keep the same widths in all layers (``Options(uniform=True)``) of a model whose config sets them. What is
+        written is loaded once and compared. ``force`` replaces what an earlier save wrote.
+
+        Raises :class:`RewriteError` where no config describes the model.
+
+        Example::
+
+            plan = sc.study(model, inputs).plan(ratio=0.5, options=sc.Options(uniform=True))
+            sc.apply(model, plan, inputs).save_pretrained("small")
+            again = type(model).from_pretrained("small")
+        """
+        if isinstance(self.pretrained, str):
+            raise RewriteError(f"No config describes this model: {self.pretrained}. Use save().")
+        return save_pretrained(self.pretrained, self.model, path, (self.args, dict(self.kwargs)), force=force)
 
     def _port_names(self) -> PortNames | None:
         names = self.file_names

@@ -8,6 +8,7 @@ from secateur.allocate.isomorphic import Isomorphic
 from secateur.allocate.knapsack import Knapsack
 from secateur.allocate.options import Options
 from secateur.allocate.slamp import Slamp
+from secateur.allocate.ties import Ties, alike
 from secateur.allocate.uniform import Uniform
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "Leave",
     "Options",
     "Slamp",
+    "Ties",
     "Uniform",
+    "alike",
     "allocate",
     "excluded",
     "priced",

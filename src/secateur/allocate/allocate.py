@@ -16,6 +16,7 @@ from secateur.allocate.ladder import Ladder, Scores, is_even, ladder
 from secateur.allocate.manual import check_ratio, indices_by_group, ratios_by_group
 from secateur.allocate.options import Options
 from secateur.allocate.pool import Gone, Pool, fallen, living, without_blocks
+from secateur.allocate.ties import Joined, Ties, joined
 from secateur.allocate.uniform import Uniform
 from secateur.errors import SelectionError
 from secateur.groups.group import ChannelGroup
@@ -47,15 +48,36 @@ def allocate(
     allocator: Allocator | None = None,
     exclude: Collection[str] = (),
     options: Options | None = None,
+    ties: Ties | None = None,
 ) -> Allocation:
     """Choose the channels to remove.
 
     ``indices`` come before ``ratios``, and these before ``ratio``, which the allocator spreads over all other groups
     of channels. Whole heads and groups go first, where ``heads`` or a name asks for them; what falls with them leaves
-    the pool, and counts then apply to each head that lives. Groups named in ``exclude`` stay whole.
+    the pool, and counts then apply to each head that lives. Groups named in ``exclude`` stay whole. Groups that are tied
+    keep the same share, of channels of their own, or all stay whole.
     """
-    wishes = _wishes(groups, ratio, ratios, indices, heads, exclude, options or Options())
-    return _Selection(groups, _Ranking(scores, groups, wishes.options), wishes).run(allocator or Uniform())
+    ties, options = ties or Ties(), options or Options()
+    sets = _tied(groups, ties, options, indices or {})
+    wishes = _wishes(sets.groups, ratio, ratios, indices, heads, sets.names(exclude), options)
+    found = _Selection(sets, _Ranking(_scores_of(sets, scores), sets.groups, options), wishes).run(allocator or Uniform())
+    return Allocation(sets.split(found.remove), (*ties.notes, *found.notes))
+
+
+def _tied(groups: Sequence[ChannelGroup], ties: Ties, options: Options, indices: Mapping[str, Iterable[int]]) -> Joined:
+    sets = joined(groups, ties)
+    sets.refuse_indices(indices)
+    if options.group_policy in ("sum", "average") and any(len(parts) > 1 for parts in sets.parts.values()):
+        raise SelectionError(
+            f"group_policy is {options.group_policy!r}, by which all tied layers would lose the same channels. Use 'none'."
+        )
+    return sets
+
+
+def _scores_of(sets: Joined, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Scores of joined groups: those of their parts, one after the other."""
+    known = {name: parts for name, parts in sets.parts.items() if all(part.name in scores for part in parts)}
+    return {name: torch.cat([scores[part.name] for part in parts]) for name, parts in known.items()}
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,7 @@ def _as_numbers(scores: Tensor) -> Scores:
 
 @dataclass(eq=False)
 class _Selection:
-    groups: Sequence[ChannelGroup]
+    sets: Joined
     ranking: _Ranking
     wishes: _Wishes
     gone: Gone = field(default_factory=dict)
@@ -164,7 +186,7 @@ class _Selection:
     notes: list[str] = field(default_factory=list)
 
     def run(self, allocator: Allocator) -> Allocation:
-        usable = [g for g in self.groups if g.prunable and g.name not in self.wishes.exclude]
+        usable = [g for g in self.sets.groups if g.prunable and g.name not in self.wishes.exclude]
         for group in usable:
             if group.kind == "blocks":
                 self._blocks(group)
@@ -225,7 +247,7 @@ class _Selection:
             self.notes.append(
                 f"{pool.name}: its heads or groups have unlike sizes, so each loses its own lowest channels, not the same ones"
             )
-        return self.ranking.ladder(pool, minimum=self.wishes.options.minimum)
+        return self.ranking.ladder(pool, minimum=self.sets.least(pool.name, self.wishes.options.minimum))
 
     def _take(self, each: Ladder, wanted: int, options: Options) -> None:
         steps, notes = settle(each, wanted, options)

@@ -34,6 +34,8 @@ class Options:
     """Remove the most important first: a control."""
     minimum: int = 1
     """At least so many channels of each group stay."""
+    uniform: bool = False
+    """Keep the same widths in all layers of a stack, such that the model's config, where it has one, describes the result."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -23,6 +23,9 @@ from secateur.rewrite import TOLERANCE
 from secateur.rewrite.apply import Prefer
 from secateur.study import Study
 
+PRETRAINED = "pretrained"
+"""Where in a result's directory the files are that the model's own class loads."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -77,6 +80,10 @@ def saved(result: Result, destination: Destination) -> Answer:
     """Save a result, and say what came out."""
     with working("Writing the files"):
         path = result.save(destination.directory(), force=destination.force, onnx=destination.onnx, command=command_line())
+        described = not isinstance(result.pretrained, str)
+        if described:
+            result.save_pretrained(path / PRETRAINED)
     told = json.loads(json_report(result, command=command_line()))
     where = Text(f"Saved in {path}; the report is {path / 'report.html'}")
-    return Answer([console_report(result), where], told | {"directory": str(path)})
+    more = [Text(f"Saved with a config for from_pretrained in {path / PRETRAINED}")] if described else []
+    return Answer([console_report(result), where, *more], told | {"directory": str(path)})

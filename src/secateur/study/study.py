@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import Allocation, Allocator, Leave, Options, allocate, excluded, priced, settled
+from secateur.allocate import Allocation, Allocator, Leave, Options, Ties, allocate, excluded, priced, settled
 from secateur.capture import Capture, capture, normalise_inputs, training_branches, value_branches
 from secateur.capture.normalize import normalize
 from secateur.capture.pause import collector_paused
@@ -24,6 +24,7 @@ from secateur.layers import Layer, Layers
 from secateur.measure import count_macs
 from secateur.measure.macs import MacCount
 from secateur.plan import Edit, Fit, Plan, fingerprint
+from secateur.pretrained import uniform_ties
 from secateur.rewrite import Cut, offenders
 from secateur.rewrite.planned import planned_cut
 from secateur.score import L2, Combine, Scorer, calibrate, gather, needs_data, score_groups
@@ -140,6 +141,7 @@ class Study:
         """
         options, settling = settled(allocator, options or Options()) if allocator else (options or Options(), ())
         leave = excluded(self.groups, self.model, exclude, tied=self.capture.tied)
+        ties = uniform_ties(self.model, self.groups, self.capture.tied) if options.uniform else Ties()
         needed = ratio is not None or ratios or heads is not None or target is not None
         found = scores if scores is not None else self.scores(criterion, data=data, options=options, samples=samples) if needed else {}
 
@@ -154,15 +156,14 @@ class Study:
                 allocator=self._priced(allocator),
                 exclude=leave,
                 options=options,
+                ties=ties,
             )
             return self._legal(allocation, tuple(indices or ()))
 
         if target is None:
             allocation = choose(ratio)
         else:
-            legal = partial(self._legal, asked=tuple(indices or ()))
-            candidates = Candidates(choose, legal, self.cut_of, frozenset(g.name for g in self.groups if g.kind == "blocks"))
-            allocation = reach(self._within(target), candidates, self.macs, ratio=ratio)
+            allocation = reach(self._within(target), self._candidates(choose, tuple(indices or ()), options), self.macs, ratio=ratio)
         settings = _settings(criterion, allocator, options, (*settling, *allocation.notes), ratio, target)
         return self._planned(allocation.edits(self.groups), settings)
 
@@ -235,6 +236,14 @@ class Study:
     def decomposable(self) -> DecomposableLayers:
         """The table of layers that can be factorized, by which methods, and why the others cannot."""
         return captured_layers(self.capture)
+
+    def _candidates(self, choose: Callable[[float | None], Allocation], asked: tuple[str, ...], options: Options) -> Candidates:
+        """What a search for a target chooses from.
+
+        Groups that keep alike are never at different ratios, nor blocks and what lies in them.
+        """
+        fixed = frozenset(g.name for g in self.groups if g.kind == "blocks" or options.uniform)
+        return Candidates(choose, partial(self._legal, asked=asked), self.cut_of, fixed)
 
     def _priced(self, allocator: Allocator | None) -> Allocator | None:
         """An allocator that knows what the weights cost, if it wants to."""
@@ -329,6 +338,7 @@ def _settings(
         "criterion": repr(criterion or L2()),
         "allocator": repr(allocator) if allocator else "Uniform()",
         "options": repr(options),
+        **({"uniform": True} if options.uniform else {}),
         "ratio": ratio,
         "target": None if target is None else repr(target),
         "notes": list(notes),

@@ -301,6 +301,8 @@ def _expect(value: Any, kind: type, what: str) -> Any:
 
 
 def _integers(values: Any, what: str) -> tuple[int, ...]:
+    if isinstance(values, list | tuple) and set(map(type, values)) <= {int}:
+        return tuple(values)
     if not isinstance(values, list | tuple) or any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
         raise PlanError(f"{_sentence(what)} should be whole numbers, not {values!r}.")
     return tuple(int(v) for v in values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
 from secateur.capture.capture import Fact
+from secateur.capture.leaves import Place, address, place
 from secateur.capture.writes import detach_writes, written
 
 CONSTANT_PREFIX = "_constant_"
@@ -21,8 +23,30 @@ LARGEST_FLOATING_VALUE = 1_000_000
 """Floating-point constants with more elements than this keep no value."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Where what a call returned lay in memory in the run that told the facts."""
+
+    addresses: frozenset[object] = frozenset()
+    place: Place | None = None
+    """How it lay there, if it was one tensor."""
+
+    @classmethod
+    def of(cls, result: Any) -> Memory:
+        """The memory of a tensor or of several."""
+        if isinstance(result, Tensor):
+            where = place(result)
+            return cls(frozenset((where[0],)), where) if len(where) > 1 else NOWHERE
+        if isinstance(result, list | tuple):
+            return cls(frozenset(address(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)) - {0})
+        return NOWHERE
+
+
+NOWHERE = Memory()
+
+
 def observe(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
-    """Run the graph once and set ``fact`` and ``constant`` in each node's meta.
+    """Run the graph once and set ``fact``, ``constant`` and ``memory`` in each node's meta.
 
     Neither the inputs nor the tensors that the program stores are changed, and the random state is as before.
     """
@@ -31,6 +55,8 @@ def observe(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
 
 def cuda_devices(program: torch.nn.Module, flat_inputs: Sequence[Any]) -> list[torch.device]:
     """Return the CUDA devices on which tensors of a module and its inputs lie."""
+    if not torch.cuda.is_initialized():
+        return []
     tensors = [*program.parameters(), *program.buffers(), *(x for x in flat_inputs if isinstance(x, Tensor))]
     return sorted({tensor.device for tensor in tensors if tensor.is_cuda}, key=str)
 
@@ -46,16 +72,28 @@ def settle(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> tuple[Any, ..
     return outputs
 
 
+def observe_anew(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
+    """Observe a program whose graph was edited: run what constants alone determine, and believe the shapes of the rest.
+
+    Nothing but a whole run tells of graphs that write in place, or that hold calls of which no shape is known.
+    """
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    if any("fact" not in node.meta or written(node.target, node.args, node.kwargs) for node in calls):
+        observe(program, flat_inputs)
+    else:
+        _ConstantsObserver(program).observe(flat_inputs)
+
+
 class Observer(fx.Interpreter):
-    """An interpreter that notes what each node returned, who shares memory with whom, and what depends on inputs."""
+    """An interpreter that notes what each node returned, where its memory lies, and what depends on inputs."""
 
     def __init__(self, program: fx.GraphModule) -> None:
         super().__init__(program)
+        self.extra_traceback = False
         self.overwritten: list[Node] = []
         """Placeholders and stored tensors that the graph writes in place."""
         self._origin: dict[Node, Node] = {}
         self._aliases: dict[Node, list[Node]] = defaultdict(list)
-        self._memory: dict[Node, frozenset[int]] = {}
         self._saved: list[tuple[Tensor, Tensor]] = []
 
     def observe(self, flat_inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -74,11 +112,11 @@ class Observer(fx.Interpreter):
         """Run one node and note what came out."""
         if n.op == "output":
             return super().run_node(n)
-        targets = written(n.target, n.args, n.kwargs) if n.op == "call_function" else []
-        self._save([node for node in targets if isinstance(node, Node)])
+        targets = [x for x in written(n.target, n.args, n.kwargs) if isinstance(x, Node)] if n.op == "call_function" else []
+        self._save(targets)
         result = super().run_node(n)
         self._trace_memory(n, result)
-        self._spread_writes(n, [node for node in targets if isinstance(node, Node)])
+        self._spread_writes(n, targets)
         n.meta["constant"] = self._is_constant(n)
         n.meta["fact"] = self._fact(n, result)
         return result
@@ -93,14 +131,16 @@ class Observer(fx.Interpreter):
                     self._saved.append((leaf, leaf.detach().clone()))
 
     def _trace_memory(self, node: Node, result: Any) -> None:
-        memory = frozenset(_storage(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)) - {0}
-        lender = next((x for x in node.all_input_nodes if memory & self._memory[x]), None)
+        memory = Memory.of(result)
+        node.meta["memory"] = memory
+        lender = next((x for x in node.all_input_nodes if memory.addresses & x.meta["memory"].addresses), None)
         origin = node if lender is None else self._origin[lender]
-        self._memory[node] = memory
         self._origin[node] = origin
         self._aliases[origin].append(node)
 
     def _spread_writes(self, node: Node, targets: list[Node]) -> None:
+        if not targets:
+            return
         steady = all(x.meta["constant"] for x in node.all_input_nodes) and not _is_random(node)
         for origin in {self._origin[target] for target in targets}:
             for alias in self._aliases[origin]:
@@ -125,11 +165,18 @@ class Observer(fx.Interpreter):
         return result.detach().clone() if self._origin[node].op == "get_attr" else result.detach()
 
 
-def _storage(tensor: Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return 0
+class _ConstantsObserver(Observer):
+    """Runs what no input has a say in; for graphs without writes, in which all else has the shape that it had."""
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "output":
+            return ()
+        if n.op == "get_attr" or self._is_constant(n):
+            return super().run_node(n)
+        _forget_value(n, constant=False)
+        n.meta["memory"] = NOWHERE
+        self._origin[n] = n
+        return None
 
 
 def _is_floating_leaf(node: Node) -> bool:

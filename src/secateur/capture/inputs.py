@@ -45,8 +45,14 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{name!r} has no shape yet: run the model once on real inputs before giving it to Secateur.")
         if tensor.device.type == "meta":
             raise ModelError(f"{name!r} lies on the meta device and has no values: load the weights first.")
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+        if tensor.is_floating_point() and _holds_nan(tensor):
             raise ModelError(f"{name!r} holds NaN: these weights cannot be scored, and nothing can be proven about them.")
+
+
+def _holds_nan(tensor: Tensor) -> bool:
+    """Whether a tensor holds NaN; its sum, which is cheap, is NaN then and hardly ever otherwise."""
+    with torch.no_grad():
+        return bool(torch.isnan(tensor.sum())) and bool(torch.isnan(tensor).any())
 
 
 def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

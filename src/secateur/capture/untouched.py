@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture.facts import cuda_devices
+
+_PLAIN = (int, float, str, type(None))
 
 
 @dataclass
@@ -74,7 +77,7 @@ def _state(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
     for module in model.modules():
         for name, value in vars(module).items():
-            if not name.startswith("_"):
+            if not name.startswith("_") and not isinstance(value, _PLAIN):
                 yield from (x for x in pytree.tree_leaves(value) if isinstance(x, Tensor) and not isinstance(x, nn.Parameter))
 
 
@@ -98,7 +101,7 @@ def _restore(module: nn.Module, before: dict[str, tuple[Any, dict[Any, Any] | No
         del module.__dict__[name]
     for name, (value, content) in before.items():
         module.__dict__[name] = value
-        if content is not None and (len(value) != len(content) or any(value.get(k, module) is not v for k, v in content.items())):
+        if content is not None and (list(value) != list(content) or any(map(is_not, value.values(), content.values()))):
             value.clear()
             value.update(content)
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from secateur.capture.facts import CONSTANT_PREFIX
-from secateur.groups.families import Family, block_families, channel_families
+from secateur.groups.families import Family, block_families, channel_families, numbered
 from secateur.groups.fields import Labels
 from secateur.groups.group import ChannelGroup, Kind, Member
 from secateur.groups.naming import Names, module_of
-from secateur.groups.places import Places
+from secateur.groups.places import Owned, Places
 from secateur.groups.solve import Solution
 
 
@@ -31,6 +31,8 @@ class _Builder:
         self.classes = solution.classes[self.places.labels]
         self.threads = solution.threads[self.places.labels]
         self.first = self.places.first(self.classes, solution.count)
+        self.of_class = Owned(self.classes, solution.count)
+        self.of_thread = Owned(self.threads, solution.belongs.shape[0])
         self.first_of_thread = self.places.first(self.threads, solution.belongs.shape[0])
 
     def all_channels(self) -> list[ChannelGroup]:
@@ -41,7 +43,8 @@ class _Builder:
         for place, (each, order) in enumerate(zip(families, orders, strict=True)):
             family[each.classes] = place
             number[each.classes[order]] = np.arange(order.size)
-        members = self.places.members(family[self.classes], number[self.classes])
+        hits = np.flatnonzero(family[self.classes] >= 0)
+        members = self.places.members(family[self.classes[hits]], number[self.classes[hits]], hits)
         found = [(f, o, members.get(i, ())) for i, (f, o) in enumerate(zip(families, orders, strict=True))]
         return [self._channels(f, o, m) for f, o, m in found if f.reason is None or any(x.role == "writes" for x in m)]
 
@@ -52,17 +55,17 @@ class _Builder:
     def blocks(self, family: Family) -> ChannelGroup:
         """A group of whole blocks: everything inside them is a member, and what has one position for each of them."""
         inside = self.solution.inside[:, family.classes].tocoo()
-        thread, block = inside.coords
+        thread, block = (each.astype(np.int64) for each in inside.coords)
         first = np.full(family.classes.size, np.iinfo(np.int64).max)
         np.minimum.at(first, block, self.first_of_thread[thread])
         order = np.argsort(first, kind="stable")
-        of_thread = np.full(self.solution.belongs.shape[0], -1, dtype=np.int64)
-        of_thread[thread] = np.argsort(order)[block]
-        of_class = np.full(self.solution.count, -1, dtype=np.int64)
-        of_class[family.classes[order]] = np.arange(order.size)
-        channel = np.maximum(of_thread[self.threads], of_class[self.classes])
-        members = self.places.members(np.where(channel >= 0, 0, -1), channel).get(0, ())
-        name = self.names.block_name(members, np.unique(self.classes[channel >= 0]).tolist())
+        number = np.argsort(order)
+        (within, of), (own, of_own) = self.of_thread.of(thread), self.of_class.of(family.classes)
+        places, channels = np.concatenate([within, own]), np.concatenate([number[block[of]], number[of_own]])
+        last = np.lexsort((channels, places))
+        last = last[np.diff(places[last], append=-1) != 0]
+        members = self.places.members(np.zeros(last.size, dtype=np.int64), channels[last], places[last]).get(0, ())
+        name = self.names.block_name(members, np.unique(self.classes[places[last]]).tolist())
         return _group(name, "blocks", family, order, members)
 
     def first_of(self, group: ChannelGroup) -> int:
@@ -75,20 +78,16 @@ class _Builder:
 
 def _group(name: str, kind: Kind, family: Family, order: Labels, members: Sequence[Member]) -> ChannelGroup:
     makers = [m for m in members if m.role == "writes"] or list(members)
+    different, cells = numbered(family.cells[order])
     aliases = dict.fromkeys(n for m in makers for n in (module_of(m.tensor), m.tensor) if n) if kind == "channels" else {}
     return ChannelGroup(
         name=name or "model",
         kind=kind,
         classes=family.classes[order],
-        cells=_renumbered(family.cells[order]),
-        take=tuple(family.take[c] for c in dict.fromkeys(family.cells[order].tolist())),
+        cells=cells,
+        take=tuple(family.take[c] for c in different.tolist()),
         members=tuple(members),
         aliases=tuple(aliases),
         reason=family.reason,
         signature=f"{kind} {' '.join(sorted({f'{m.role}:{m.dim}' for m in members}))}",
     )
-
-
-def _renumbered(cells: Labels) -> Labels:
-    order = {cell: i for i, cell in enumerate(dict.fromkeys(cells.tolist()))}
-    return np.array([order[c] for c in cells.tolist()], dtype=np.int64)

@@ -11,7 +11,7 @@ from math import gcd
 
 import numpy as np
 
-from secateur.groups.fields import Labels
+from secateur.groups.fields import NONE, Labels
 from secateur.groups.solve import Mask, Solution
 from secateur.groups.unevenness import Count, Unevenness, connected, uneven_blocks, uneven_channels
 
@@ -34,16 +34,13 @@ def channel_families(solution: Solution, writers: Labels) -> list[Family]:
     """Families of single channels; ``writers`` numbers the places that make each class."""
     classes = np.flatnonzero(solution.slotted & ~solution.is_block)
     uneven = uneven_channels(solution, classes)
-    tabled: dict[int, list[int]] = defaultdict(list)
-    free: dict[tuple[bool, int], list[int]] = defaultdict(list)
-    for each in classes.tolist():
-        counts = uneven.of_class.get(each)
-        if counts and not solution.frozen[each]:
-            tabled[int(uneven.component[counts[0][0]])].append(each)
-        else:
-            free[bool(solution.frozen[each]), int(writers[each])].append(each)
-    families = [family for members in tabled.values() for family in _balanced(np.array(members), uneven)]
-    return [*families, *(_free(np.array(members), solution) for members in free.values())]
+    component = np.array([uneven.component[counts[0][0]] if counts else NONE for counts in uneven.counts])[uneven.signature[classes]]
+    tabled, free = classes[component != NONE], classes[component == NONE]
+    families = [family for members in alike(tabled, component[component != NONE]) for family in _balanced(members, uneven)]
+    for frozen in (False, True):
+        some = free[solution.frozen[free] == frozen]
+        families += [_free(members, solution) for members in alike(some, writers[some])]
+    return families
 
 
 def block_families(solution: Solution) -> list[Family]:
@@ -80,22 +77,21 @@ def _free(classes: Labels, solution: Solution) -> Family:
 
 def _balanced(classes: Labels, uneven: Unevenness) -> list[Family]:
     """Split by the tables that classes lie in where each part can be cut evenly alone, else keep them together."""
-    parts: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for each in classes.tolist():
-        parts[tuple(number for number, _ in uneven.of_class.get(each, ()))].append(each)
-    families = [_even_family(np.array(part), uneven) for part in parts.values()]
+    signatures, kind = np.unique(uneven.signature[classes], return_inverse=True)
+    tables = [tuple(table for table, _ in uneven.counts[each]) for each in signatures.tolist()]
+    number = {found: i for i, found in enumerate(dict.fromkeys(tables))}
+    families = [_even_family(part, uneven) for part in alike(classes, np.array([number[found] for found in tables])[kind])]
     if all(f.reason != UNBALANCED for f in families):
         return families
     return [_even_family(classes, uneven)]
 
 
 def _even_family(classes: Labels, uneven: Unevenness) -> Family:
-    signatures = [uneven.of_class.get(c, ()) for c in classes.tolist()]
-    kinds = {s: i for i, s in enumerate(dict.fromkeys(signatures))}
-    cells = np.array([kinds[s] for s in signatures])
+    signatures, cells = numbered(uneven.signature[classes])
+    kinds = [uneven.counts[each] for each in signatures.tolist()]
     sizes = np.bincount(cells)
     for take in (np.ones_like(sizes), sizes // reduce(gcd, sizes.tolist())):
-        if _is_even(list(kinds), take, uneven):
+        if _is_even(kinds, take):
             return Family(classes, cells, tuple(take.tolist()), _exhausted(sizes, take))
     return Family(classes, cells, (1,) * len(kinds), UNBALANCED)
 
@@ -107,9 +103,23 @@ def _exhausted(sizes: Labels, take: Labels) -> str | None:
     return SINGLE if sizes.sum() == 1 else EXHAUSTED
 
 
-def _is_even(kinds: Sequence[tuple[Count, ...]], take: Labels, uneven: Unevenness) -> bool:
+def _is_even(kinds: Sequence[tuple[Count, ...]], take: Labels) -> bool:
     totals: dict[int, Labels] = {}
     for kind, weight in zip(kinds, take.tolist(), strict=True):
-        for number, counts in kind:
-            totals[number] = totals.get(number, 0) + weight * uneven.rows[number, counts]
+        for table, counts in kind:
+            totals[table] = totals.get(table, 0) + weight * counts
     return all(bool((t == t[0]).all()) for t in totals.values())
+
+
+def numbered(values: Labels) -> tuple[Labels, Labels]:
+    """The different values in the order in which each comes first, and for each value its number in that order."""
+    different, first, number = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return different[order], np.argsort(order)[number]
+
+
+def alike(things: Labels, keys: Labels) -> list[Labels]:
+    """The things of one key, for each key in the order in which it comes first."""
+    different, number = numbered(keys)
+    order = np.argsort(number, kind="stable")
+    return np.split(things[order], np.cumsum(np.bincount(number, minlength=len(different)))[:-1]) if len(different) else []

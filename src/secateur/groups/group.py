@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -92,6 +94,11 @@ class ChannelGroup:
         """How the channels lie: ``64``, or ``12 x 64`` for heads."""
         counts = set(np.bincount(self.cells, minlength=self.rows).tolist())
         return f"{self.rows} x {counts.pop()}" if self.rows > 1 and len(counts) == 1 else str(self.size)
+
+    @cached_property
+    def places(self) -> Mapping[tuple[str, int], Member]:
+        """Its members by tensor and dimension."""
+        return {(m.tensor, m.dim): m for m in self.members}
 
     @property
     def writers(self) -> tuple[Member, ...]:

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from secateur.groups.fields import NONE
+from secateur.groups.fields import NONE, Labels
 from secateur.groups.group import ChannelGroup, Member
 from secateur.groups.solve import Solution
 
@@ -24,28 +24,31 @@ class Names:
     """Names groups of one solution."""
 
     def __init__(self, solution: Solution) -> None:
+        self._roles = solution.ledger.roles
         self._nodes = {n.name: n for n in solution.walk.capture.graph.nodes}
         self._sums = self._by_class(solution, "joined")
         self._dots = self._by_class(solution, "dot")
         self._mixed = self._by_class(solution, "mixed")
 
-    def _by_class(self, solution: Solution, role: str) -> dict[int, str]:
-        """The first node at which labels of each class play a role."""
-        out: dict[int, str] = {}
-        for labels, found, node in solution.ledger.roles:
+    def _by_class(self, solution: Solution, role: str) -> Labels:
+        """For each class the number of the first node at which labels of it play a role, or ``NONE``."""
+        first = np.full(solution.count, NONE, dtype=np.int64)
+        for number in reversed(range(len(solution.ledger.roles))):
+            labels, found, _ = solution.ledger.roles[number]
             if found == role:
-                for each in np.unique(solution.classes[labels[labels != NONE]]).tolist():
-                    out.setdefault(each, node)
-        return out
+                first[solution.classes[labels[labels != NONE]]] = number
+        return first
+
+    def _node(self, first: Labels, each: int) -> str | None:
+        return None if first[each] == NONE else self._roles[first[each]][2]
 
     def channel_name(self, classes: Sequence[int], members: Sequence[Member]) -> str:
         """The name of a group of channels."""
         makers = _makers(members)
         for nodes, last in ((self._dots, "qk"), (self._mixed, "v")):
-            if classes[0] in nodes:
-                return _joined(self._module(nodes[classes[0]]) or _common(makers), last)
-        if len(makers) > 1 and classes[0] in self._sums:
-            node = self._sums[classes[0]]
+            if (node := self._node(nodes, classes[0])) is not None:
+                return _joined(self._module(node) or _common(makers), last)
+        if len(makers) > 1 and (node := self._node(self._sums, classes[0])) is not None:
             return _joined(self._module(node), "add" if self._module(node) else node)
         return makers[0]
 
@@ -54,7 +57,7 @@ class Names:
 
     def block_name(self, members: Sequence[Member], inside: Sequence[int]) -> str:
         """The name of a group of blocks."""
-        products = next((nodes[c] for nodes in (self._dots, self._mixed) for c in inside if c in nodes), None)
+        products = next((node for nodes in (self._dots, self._mixed) for c in inside if (node := self._node(nodes, c))), None)
         makers = _makers(members)
         return _joined(makers[0], "groups") if products is None else _joined(self._module(products) or _common(makers), "heads")
 

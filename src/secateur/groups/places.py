@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,19 +37,19 @@ class Places:
         np.minimum.at(first, owners, np.where(self.roles == WRITES, self.labels, self.labels + far))
         return first
 
-    def members(self, group: Labels, channel: Labels) -> dict[int, tuple[Member, ...]]:
-        """Members by group, given the group (or -1) and the channel of every place."""
-        hits = np.flatnonzero(group >= 0)
-        order = hits[np.lexsort((hits, self.key[hits], group[hits]))]
-        pairs = group[order] * len(self.keys) + self.key[order]
+    def members(self, group: Labels, channel: Labels, hits: Labels) -> dict[int, tuple[Member, ...]]:
+        """Members by group, given the group and the channel of some places."""
+        order = np.lexsort((hits, self.key[hits], group))
+        hits, group, channel = hits[order], group[order], channel[order]
+        starts = np.flatnonzero(np.diff(group * len(self.keys) + self.key[hits], prepend=-1)).tolist()
         found: dict[int, list[Member]] = defaultdict(list)
-        for run in np.split(order, np.flatnonzero(np.diff(pairs)) + 1):
-            if run.size:
-                key = int(self.key[run[0]])
-                name, dim = self.keys[key]
-                role = ROLES[int(self.roles[run].max())]
-                member = Member(name, dim, role, self.position[run], channel[run], self.lengths[key], self.rows[key])
-                found[int(group[run[0]])].append(member)
+        for start, end in pairwise([*starts, hits.size]):
+            run = hits[start:end]
+            key = int(self.key[run[0]])
+            name, dim = self.keys[key]
+            role = ROLES[int(self.roles[run].max())]
+            member = Member(name, dim, role, self.position[run], channel[start:end], self.lengths[key], self.rows[key])
+            found[int(group[start])].append(member)
         return {number: tuple(members) for number, members in found.items()}
 
     def makers(self, classes: Labels, count: int) -> Labels:
@@ -64,6 +65,21 @@ class Places:
         prints = np.zeros(count, dtype=np.uint64)
         np.add.at(prints, pairs // len(self.keys), _mixed((pairs % len(self.keys)).astype(np.uint64) << 24 | counts.astype(np.uint64)))
         return prints
+
+
+class Owned:
+    """The places of each owner, given the owner (a class or a thread) of every place."""
+
+    def __init__(self, owners: Labels, count: int) -> None:
+        self._places = np.argsort(owners, kind="stable")
+        self._bounds = np.searchsorted(owners[self._places], np.arange(count + 1))
+
+    def of(self, owners: Labels) -> tuple[Labels, Labels]:
+        """The places of some owners, and for each place which of them it belongs to."""
+        counts = self._bounds[owners + 1] - self._bounds[owners]
+        which = np.repeat(np.arange(owners.size), counts)
+        within = np.arange(which.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._places[self._bounds[owners][which] + within], which
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
 
 import numpy as np
 from scipy import sparse
@@ -15,32 +13,38 @@ from secateur.groups.fields import NONE, Labels
 from secateur.groups.ledger import Rectangle
 from secateur.groups.solve import Mask, Solution, binary, pattern
 
-Count = tuple[int, bytes]
+Count = tuple[int, Labels]
 """A table, and how many positions of each of its rows go with a class."""
+
+Counted = tuple[int, Labels, Labels]
+"""A table, some classes, and for each of them how many positions of each row of the table go with it: ``(classes, rows)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unevenness:
     """In which tables, and how, each class counts differently from row to row."""
 
-    of_class: dict[int, tuple[Count, ...]]
+    signature: Labels
+    """A number for each class: classes of one number count alike in the same tables, those of 0 count evenly everywhere."""
+    counts: tuple[tuple[Count, ...], ...]
+    """What each of these numbers stands for."""
     component: Labels
     """Tables that share a class are one component."""
-    rows: dict[Count, Labels]
 
     @classmethod
-    def of(cls, solution: Solution, found: Iterable[tuple[int, int, Labels]]) -> Unevenness:
-        """Collect triples of a table, a class, and the counts of the class in the rows of the table."""
-        of_class: dict[int, list[Count]] = defaultdict(list)
-        rows: dict[Count, Labels] = {}
+    def of(cls, solution: Solution, found: Iterable[Counted]) -> Unevenness:
+        """Tell classes apart by each table in turn."""
+        signature = np.zeros(solution.count, dtype=np.int64)
+        counts: list[tuple[Count, ...]] = [()]
         links = []
-        for number, each, counts in found:
-            key = (number, counts.tobytes())
-            rows[key] = counts
-            links += [(number, other) for other, _ in of_class[each][-1:]]
-            of_class[each].append(key)
-        component = connected(len(solution.ledger.rectangles), links)
-        return cls({k: tuple(v) for k, v in of_class.items()}, component, rows)
+        for table, classes, rows in found:
+            distinct, kind = np.unique(rows, axis=0, return_inverse=True)
+            pairs, place = np.unique(signature[classes] * len(distinct) + kind.ravel(), return_inverse=True)
+            signature[classes] = len(counts) + place
+            for before, row in zip(*(part.tolist() for part in np.divmod(pairs, len(distinct))), strict=True):
+                links += [(table, other) for other, _ in counts[before][-1:]]
+                counts.append((*counts[before], (table, distinct[row])))
+        return cls(signature, tuple(counts), connected(len(solution.ledger.rectangles), links))
 
 
 def uneven_channels(solution: Solution, classes: Labels) -> Unevenness:
@@ -49,13 +53,11 @@ def uneven_channels(solution: Solution, classes: Labels) -> Unevenness:
     wanted[classes] = True
     wanted &= ~solution.frozen
     tables = enumerate(solution.ledger.rectangles)
-    return Unevenness.of(solution, chain.from_iterable(_uneven_classes(solution, *each, wanted) for each in tables))
+    return Unevenness.of(solution, ((n, *_uneven_classes(solution, each, wanted)) for n, each in tables if len(each.table) > 1))
 
 
-def _uneven_classes(solution: Solution, number: int, rectangle: Rectangle, wanted: Mask) -> Iterable[tuple[int, int, Labels]]:
+def _uneven_classes(solution: Solution, rectangle: Rectangle, wanted: Mask) -> tuple[Labels, Labels]:
     height, width = rectangle.table.shape
-    if height < 2:
-        return ()
     classes = np.where(rectangle.table == NONE, 0, solution.classes[rectangle.table])
     hit = (rectangle.table != NONE) & wanted[classes]
     local, inverse = np.unique(classes[hit], return_inverse=True)
@@ -64,9 +66,10 @@ def _uneven_classes(solution: Solution, number: int, rectangle: Rectangle, wante
     whole = counts == width
     if rectangle.heads is not None and whole.any():
         dying = whole & (local[:, None] == solution.only_inside[solution.classes[rectangle.heads]])
-        return [(number, int(local[place]), row) for place, row in _uneven_columns(counts.T, dying.T)]
-    uneven = (counts != counts[:, :1]).any(1)
-    return zip(repeat(number), local[uneven].tolist(), counts[uneven], strict=False)
+        uneven = _uneven_columns(counts.T, dying.T)
+    else:
+        uneven = (counts != counts[:, :1]).any(1)
+    return local[uneven], counts[uneven]
 
 
 def uneven_blocks(solution: Solution, wanted: Mask) -> Unevenness:
@@ -74,7 +77,7 @@ def uneven_blocks(solution: Solution, wanted: Mask) -> Unevenness:
     return Unevenness.of(solution, _uneven_losses(solution, np.flatnonzero(wanted)))
 
 
-def _uneven_losses(solution: Solution, blocks: Labels) -> Iterator[tuple[int, int, Labels]]:
+def _uneven_losses(solution: Solution, blocks: Labels) -> Iterator[Counted]:
     tables = [(r.table, np.full(len(r.table), NONE) if r.heads is None else r.heads) for r in solution.ledger.rectangles]
     if not tables or not blocks.size:
         return
@@ -86,8 +89,9 @@ def _uneven_losses(solution: Solution, blocks: Labels) -> Iterator[tuple[int, in
     losses = sparse.csr_array(losses - losses.multiply(dying))
     for number in np.unique(np.searchsorted(start, losses.nonzero()[0], side="right") - 1).tolist():
         rows = slice(int(start[number]), int(start[number + 1]))
-        for block, counts in _uneven_columns(losses[rows].toarray(), dying[rows].toarray() > 0):
-            yield number, int(blocks[block]), counts
+        counts = losses[rows].toarray()
+        uneven = _uneven_columns(counts, dying[rows].toarray() > 0)
+        yield number, blocks[uneven], counts.T[uneven]
 
 
 def _going(solution: Solution, labels: Labels, blocks: Labels) -> sparse.csr_array:
@@ -101,12 +105,11 @@ def _going(solution: Solution, labels: Labels, blocks: Labels) -> sparse.csr_arr
     return binary(threads @ solution.inside[:, blocks] + pattern(real[own != NONE], own[own != NONE], shape))
 
 
-def _uneven_columns(losses: Labels, dying: Mask) -> Iterator[tuple[int, Labels]]:
-    """Columns with unequal numbers in the rows that live."""
+def _uneven_columns(losses: Labels, dying: Mask) -> Mask:
+    """Which columns hold unequal numbers in the rows that live."""
     most = np.where(dying, 0, losses).max(0)
     least = np.where(dying, most, losses).min(0)
-    uneven = np.flatnonzero(least != most)
-    yield from zip(uneven.tolist(), losses.T[uneven], strict=True)
+    return np.asarray(least != most)
 
 
 def connected(count: int, links: list[tuple[int, int]]) -> Labels:

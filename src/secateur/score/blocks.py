@@ -15,10 +15,11 @@ from secateur.score.combine import GroupPolicy
 
 def inside(blocks: ChannelGroup, group: ChannelGroup) -> tuple[Labels, Labels]:
     """Pairs (channel, block) of the channels of a group that have a place in a block."""
-    places = {(m.tensor, m.dim): m for m in blocks.members}
+    if blocks.places.keys().isdisjoint(group.places):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     pairs = []
     for member in group.members:
-        holder = places.get((member.tensor, member.dim))
+        holder = blocks.places.get((member.tensor, member.dim))
         if holder is not None:
             block_at = np.full(holder.length, -1, dtype=np.int64)
             block_at[holder.positions] = holder.channels

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 
 from secateur.capture.capture import Capture
-from secateur.capture.facts import observe
+from secateur.capture.facts import observe, observe_anew
 from secateur.capture.normalize.attention import pin_attention_scale
 from secateur.capture.normalize.constants import mark_constants
 from secateur.capture.normalize.functional import functionalise
@@ -36,7 +36,7 @@ def normalize(capture: Capture) -> Capture:
     if capture.dynamic:
         probe_sizes(program, capture.flat_inputs())
     canonical_names(program)
-    if functionalise(program, capture.flat_inputs()):
+    if functionalise(program):
         drop_copies(program)
         drop_expansions(program)
         push_selections_up(program)
@@ -47,7 +47,7 @@ def normalize(capture: Capture) -> Capture:
     drop_dead(program)
     program = as_program(program, program.graph)
     program.graph.lint()
-    observe(program, capture.flat_inputs())
+    observe_anew(program, capture.flat_inputs())
     tied = {**capture.tied, **{name: (name,) for name, _ in folded}}
     notes = [f"The weight computed from {origin} holds statistics over it; it is stored as {name}." for name, origin in folded]
     return replace(capture, program=program, tied=tied, notes=(*capture.notes, *notes))

@@ -1,50 +1,37 @@
-"""Which results of a graph share memory with an argument, as one run shows it."""
+"""Which results of a graph share memory with an argument, as the run that told its facts showed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from torch import fx
 
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
-
-from secateur.capture.facts import Observer
-from secateur.capture.leaves import address
+from secateur.capture.facts import NOWHERE, Memory
 
 
-class Aliases(Observer):
-    """An observed run that notes for each result the argument which it views, and whether it is that argument unchanged."""
+class Aliases:
+    """For each result that views an argument the argument, and whether it is that argument unchanged."""
 
-    def __init__(self, program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
-        super().__init__(program)
+    def __init__(self, program: fx.GraphModule) -> None:
         self.parent: dict[fx.Node, fx.Node] = {}
         self.same: set[fx.Node] = set()
-        self._leaves: dict[Any, fx.Node] = {}
-        self.observe(flat_inputs)
+        leaves: dict[object, fx.Node] = {}
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                self._note(node)
+            elif node.op == "get_attr" and leaves.setdefault(node.target, node) is not node:
+                self.parent[node] = leaves[node.target]
+                self.same.add(node)
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and note which argument it views."""
-        result = super().run_node(n)
-        if n.op == "call_function":
-            self._note(n, result)
-        elif n.op == "get_attr" and self._leaves.setdefault(n.target, n) is not n:
-            self.parent[n] = self._leaves[n.target]
-            self.same.add(n)
-        return result
-
-    def _note(self, node: fx.Node, result: Any) -> None:
-        memory = _memory(result)
-        source = next((each for each in node.all_input_nodes if memory & _memory(self.env[each])), None)
+    def _note(self, node: fx.Node) -> None:
+        memory = _memory(node)
+        source = next((each for each in node.all_input_nodes if memory.addresses & _memory(each).addresses), None)
         if source is None:
             return
         self.parent[node] = source
-        if isinstance(result, Tensor) and isinstance(self.env[source], Tensor) and _extent(result) == _extent(self.env[source]):
+        if memory.place is not None and memory.place == _memory(source).place:
             self.same.add(node)
 
 
-def _memory(value: Any) -> set[int]:
-    return {address(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)} - {0}
-
-
-def _extent(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
+def _memory(node: fx.Node) -> Memory:
+    found = node.meta.get("memory", NOWHERE)
+    assert isinstance(found, Memory)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -17,14 +17,14 @@ from secateur.capture.normalize.aliases import Aliases
 from secateur.capture.normalize.edit import aten, emit, fact, infer, is_call, mutates, operands, overload, shape, sizes, static
 
 
-def functionalise(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> bool:
+def functionalise(program: fx.GraphModule) -> bool:
     """Replace in-place operators; say whether the graph is free of them now.
 
     A write through a view builds the whole memory anew (``slice_scatter`` and the like) where anything reads it later.
     Memory that is written in a way which is not understood keeps all its in-place operators.
     """
     if any(map(mutates, program.graph.nodes)):
-        _Functionaliser(program, Aliases(program, flat_inputs)).run()
+        _Functionaliser(program, Aliases(program)).run()
     return not any(map(mutates, program.graph.nodes))
 
 

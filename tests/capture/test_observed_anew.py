@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
 from torch import Tensor, fx, nn
 
+from cases import CASES, Case
 from secateur.capture import Fact, capture, normalise_inputs, observe
 from secateur.capture.normalize import normalize
 

@@ -55,7 +55,7 @@ def observe(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
 
 def cuda_devices(program: torch.nn.Module, flat_inputs: Sequence[Any]) -> list[torch.device]:
     """Return the CUDA devices on which tensors of a module and its inputs lie."""
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return []
     tensors = [*program.parameters(), *program.buffers(), *(x for x in flat_inputs if isinstance(x, Tensor))]
     return sorted({tensor.device for tensor in tensors if tensor.is_cuda}, key=str)

@@ -131,7 +131,7 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
         torch.save(inputs, Path(folder) / "inputs.pt")
         transformed = type(model).__module__.startswith("transformers")
         script = "import sys; sys.path.insert(0, sys.argv[2]); import coverage; coverage.reload(sys.argv[1], sys.argv[3])"
-        package = "transformers.modeling_outputs" if transformed else "torch"
+        package = type(model).__module__ if transformed else "torch"
         command = [sys.executable, "-c", script, folder, str(Path(__file__).parent), package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -140,7 +140,7 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
 
 
 def reload(folder: str, package: str) -> None:
-    """Load a saved directory, and compare its outputs with those kept beside it; ``package`` knows the types of the outputs."""
+    """Load a saved directory, and compare its outputs with those kept beside it; ``package`` knows their types and its operators."""
     import importlib
 
     import torch

@@ -91,3 +91,11 @@ def test_experts_share_their_channels_and_all_stay() -> None:
     assert met["b2"] == own("b2", 16)
     assert met["b0"] == whole(3)
     assert "experts" in met.why("b0")
+
+
+def test_experts_of_another_library_share_their_channels_too() -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    ends = torch.tensor([2, 5, 6], dtype=torch.int32)
+    met = found(lambda a, b: torch.ops.transformers.grouped_mm_fallback(a, b, ends), (6, 8), (3, 8, 16))
+    assert (met["a1"], met["b0"], met["b2"]) == (own("a1", 8), whole(3), own("b2", 16))
+    assert met["a1"] == met["b1"]

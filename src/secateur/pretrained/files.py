@@ -59,14 +59,31 @@ def built(description: Description, small: Mapping[str, Tensor]) -> nn.Module:
 
 
 def disagreement(description: Description, small: nn.Module, inputs: tuple[Any, Any]) -> float:
-    """How far outputs of the class built anew are from the smaller model's, in float64, on weights that were shaken so that they show."""
-    shaken, generator = copy.deepcopy(small).eval().double(), torch.Generator().manual_seed(0)
+    """How far outputs of the class built anew are from the smaller model's, on weights that were shaken so that they show.
+
+    In float64, or where the model holds to another precision in that. Raises :class:`RewriteError` where the class does not run.
+    """
+    failure: Exception | None = None
+    for double in (True, False):
+        shaken = _shaken(small, double)
+        try:
+            fresh = built(description, shaken.state_dict()).to(next(small.parameters()).device)
+            return _difference(fresh, shaken, pytree.tree_map(_in_double, inputs) if double else inputs)
+        except RewriteError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the class and the graph are user code
+            failure = error
+    raise RewriteError(f"{description.model_class.__name__} built with {description} does not run: {failure}") from failure
+
+
+def _shaken(model: nn.Module, double: bool) -> nn.Module:
+    shaken, generator = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
+    if double:
+        shaken = shaken.double()
     with torch.no_grad():
         for parameter in shaken.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.add_(SHAKE * noise.to(parameter.device))
-    fresh = built(description, shaken.state_dict())
-    return _difference(fresh.to(next(small.parameters()).device), shaken, pytree.tree_map(_in_double, inputs))
+            parameter.add_(SHAKE * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return shaken
 
 
 def _in_double(value: Any) -> Any:

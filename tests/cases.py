@@ -15,6 +15,7 @@ from networks import constants as ct
 from networks import convolutional as cv
 from networks import recurrent as rc
 from networks import scattering as sc
+from networks import transforms as tf
 from networks import whole as wh
 from secateur.study import Study, study
 
@@ -31,6 +32,9 @@ class Case:
     """Whether whole heads or groups can go."""
     whole: str | None = None
     """Part of the reason why the channels around one operator stay."""
+
+    recorded: bool = False
+    """Whether torch.export does not take it, so that a graph of it holds for the sizes of the example alone."""
 
     def model(self) -> nn.Module:
         """The model in eval mode, with the same random weights each time and none of them constant."""
@@ -155,6 +159,8 @@ CASES = [
     Case("blurred", ct.Blurred, PIXELS),
     Case("coordinate_attention", ct.CoordinateAttention, PIXELS),
     Case("experts", ct.Experts, TOKENS),
+    Case("mapped", tf.Mapped, VECTORS, recorded=True),
+    Case("forces", tf.Forces, VECTORS, recorded=True),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
     Case("rolled", wh.Rolled, VECTORS, whole="roll"),
 ]

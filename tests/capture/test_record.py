@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from capture.models import Branching, ConvNet, Counting, Creating, Memory, Nested, Tied, Wrapped
+from networks.transforms import Conditional, Forces, Mapped
 from secateur.capture import Capture, Fact, record
 from secateur.capture import record as record_function
 from secateur.capture.record import can_record
@@ -175,13 +176,39 @@ def test_inputs_are_left_alone() -> None:
     assert torch.equal(inputs, torch.full((2, 2), -1.0))
 
 
-def test_functional_transforms_are_refused() -> None:
-    class Mapped(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.func.vmap(super().forward)(x)
+@pytest.mark.parametrize("make", [Mapped, Forces])
+def test_what_torch_func_and_autograd_make_of_calls_is_recorded(make: type[nn.Module]) -> None:
+    model, other = make(), torch.randn(2, 6)
+    capture = record(model, (torch.randn(2, 6),))
+    for ours, theirs in zip(capture.program(other), pytree.tree_leaves(model(other)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
-    with pytest.raises(CaptureError, match="vmap"):
-        record(Mapped(2, 2), (torch.ones(1, 2),))
+
+def test_both_branches_of_a_condition_are_recorded() -> None:
+    model = Conditional()
+    capture = record(model, (torch.randn(2, 6),))
+    assert {str(node.target) for node in capture.graph.find_nodes(op="get_attr")} == {name for name, _ in model.named_parameters()}
+    assert not capture.decided
+    with torch.no_grad():
+        for other in (torch.randn(2, 6), 1000 * torch.randn(2, 6)):
+            torch.testing.assert_close(capture.program(other)[0], model(other))
+
+
+def test_a_higher_order_operator_that_nobody_can_run_is_named() -> None:
+    class Strange(torch._ops.HigherOrderOperator):
+        def __init__(self) -> None:
+            super().__init__("secateur_tests_strange")  # type: ignore[no-untyped-call]
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__call__(x)  # type: ignore[no-any-return,no-untyped-call]
+
+    class Calling(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return strange(x)
+
+    strange = Strange()
+    with pytest.raises(CaptureError, match="secateur_tests_strange"):
+        record(Calling(), (torch.ones(2),))
 
 
 @pytest.mark.parametrize("make", [ConvNet, Creating, Counting, Tied])

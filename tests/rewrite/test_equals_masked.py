@@ -99,6 +99,9 @@ def _lost_positions(case: Case, removed: dict[str, tuple[int, ...]]) -> dict[tup
 @outcomes
 def test_another_batch_size_gives_the_same_rows(case: Case, prefer: Prefer) -> None:
     result = rewritten(case, "norm", prefer)
+    if case.recorded and prefer == "graph":
+        assert any("sizes of these inputs alone" in note for note in result.notes)
+        return
     inputs = case.inputs(3)
     first = pytree.tree_map(lambda x: x[:1] if isinstance(x, Tensor) else x, inputs)
     whole, part = (tensors(call(result.model, x)) for x in (inputs, first))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cases import CASES
+from networks.transforms import Conditional
 from secateur.errors import ProofError, SecateurError
 from secateur.rewrite import Rewritten, apply, rewrite
 from secateur.rewrite.apply import Prefer
@@ -250,3 +251,13 @@ def test_a_recurrent_layer_tells_its_new_sizes_also_where_they_were_equal() -> N
     assert cells.weight_ih_l1.shape == (24, 6)
     cells.flatten_parameters()
     assert cells.all_weights[0][0] is cells.weight_ih_l0
+
+
+def test_both_branches_of_a_condition_are_cut_and_run_afterwards() -> None:
+    torch.manual_seed(0)
+    model, x = Conditional().eval(), torch.randn(2, 6)
+    found = study(model, x)
+    result = rewrite(found.cut(found.plan(ratio=0.5)))
+    assert result.model.one.weight.shape == result.model.other.weight.shape == (5, 6)
+    with torch.no_grad():
+        assert [result.model(each).shape for each in (x, 1000 * x)] == [(2, 4)] * 2

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture.capture import Capture
-from secateur.capture.casts import CONVERT, cast_dtype, converts
 from secateur.capture.execution import plain_execution
 from secateur.capture.flat import flatten_inputs
 from secateur.capture.leaves import Leaves
+from secateur.capture.modes import TransformedError, before_dispatch, below_transforms
 from secateur.capture.modules import ModulePath, module_path
 from secateur.capture.retrace import retrace
 from secateur.capture.tape import Tape
@@ -24,7 +24,8 @@ from secateur.capture.trees import copied, flatten_outputs, input_names
 from secateur.capture.untouched import Keepsakes, untouched
 from secateur.capture.values import depends_on_values
 from secateur.capture.verify import close_capture
-from secateur.errors import CaptureError
+
+Recording = Callable[[Tape], AbstractContextManager[None]]
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, branches: bool = False) -> Capture:
@@ -37,6 +38,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     kwargs = dict(kwargs or {})
     if not can_record():
         return retrace(model, args, kwargs)
+    try:
+        return _recorded(model, args, kwargs, before_dispatch, branches=branches)
+    except TransformedError:
+        return _recorded(model, args, kwargs, below_transforms, branches=branches)
+
+
+def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], recording: Recording, *, branches: bool) -> Capture:
     flat, in_spec = flatten_inputs(args, kwargs)
     leaves = Leaves.of(model)
     with untouched(model, flat, branches=branches) as keepsakes, module_path(model) as path, plain_execution(model, flat):
@@ -45,7 +53,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
         for name, leaf in zip(input_names(args, kwargs), copies, strict=True):
             tape.placeholder(name, leaf)
         run_args, run_kwargs = pytree.tree_unflatten(copies, in_spec)
-        with _recording(tape):
+        with recording(tape):
             outputs = model(*run_args, **run_kwargs)
         out_leaves, out_spec = flatten_outputs(outputs)
         program = tape.finish(model, out_leaves)
@@ -60,62 +68,8 @@ def can_record() -> bool:
     """Whether the installed torch lets a Python mode see ATen calls before dispatch; it has no public way."""
     tape = Tape(Leaves.of(nn.Module()), ModulePath({}), Keepsakes())
     try:
-        with _recording(tape):
+        with torch.no_grad(), before_dispatch(tape):
             nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1))
     except (ImportError, AttributeError, AssertionError, RuntimeError, TypeError):
         return False
     return [node.target for node in tape.graph.nodes][-1:] == [torch.ops.aten.linear.default]
-
-
-@contextmanager
-def _recording(tape: Tape) -> Iterator[None]:
-    from torch._dispatch.python import enable_pre_dispatch, enable_python_dispatcher, no_python_dispatcher
-    from torch._subclasses.schema_check_mode import SchemaCheckMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
-        """A mode that hands each call to the tape; torch admits only this base class before dispatch."""
-
-        def __init__(self) -> None:
-            TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
-
-        def __torch_dispatch__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-        ) -> Any:
-            named = dict(kwargs or {})
-            _refuse_unrecordable(args, named)
-
-            def plain(call: Callable[..., Any], *operands: Any, **options: Any) -> Any:
-                with no_python_dispatcher():
-                    return call(*operands, **options)
-
-            if torch._C._is_any_autocast_enabled():
-                return _recorded_casting(tape, func, args, named, plain)
-            return tape.call(func, args, named, lambda: plain(func, *args, **named))
-
-    with enable_python_dispatcher(), enable_pre_dispatch(), Recorder():
-        yield
-
-
-def _recorded_casting(
-    tape: Tape, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plain: Callable[..., Any]
-) -> Any:
-    """Record a call under autocast, the conversions that autocast makes in front of it."""
-    if func._schema.is_mutable:  # type: ignore[attr-defined]
-        return tape.call(func, args, kwargs, lambda: plain(func, *args, **kwargs))
-    result = plain(func, *args, **kwargs)
-    dtype = cast_dtype(func, args, kwargs, result)
-
-    def cast(value: Any) -> Any:
-        if dtype is None or not converts(value, dtype):
-            return value
-        return tape.call(CONVERT, (value, dtype), {}, lambda: plain(CONVERT, value, dtype))
-
-    args, kwargs = pytree.tree_map(cast, (args, kwargs))
-    return tape.call(func, args, kwargs, lambda: result)
-
-
-def _refuse_unrecordable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
-            raise CaptureError("The model calls torch.func.vmap or grad, which a recorded graph cannot show.")

@@ -203,6 +203,7 @@ def _opened(cut: Cut, seed: int) -> Cut:
     wide = normalize(ask())
     if wide.how == "record":
         _check_elsewhere(wide, seed)
+        wide = replace(wide, notes=(*wide.notes, "the graph was recorded and may hold for the sizes of these inputs alone"))
     try:
         return transfer(cut, solve(walk(wide)))
     except RewriteError as error:

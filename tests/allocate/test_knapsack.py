@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from score.by_hand import group, member
-from secateur.allocate import Isomorphic, Knapsack, Options, allocate, priced, settled
+from secateur.allocate import Curve, Isomorphic, Knapsack, Options, Ties, Times, Uniform, allocate, priced, settled, timed
 from secateur.study import study
 from secateur.target import Target
 
@@ -81,3 +84,58 @@ def test_a_target_is_met(target: Target) -> None:
     plan = found.plan(allocator=Knapsack("macs" if target.macs else "parameters"), target=target)
     (note,) = [n for n in plan.settings["notes"] if n.startswith("target")]
     assert 48 < float(note.rpartition(" ")[2].rstrip("%")) <= 50
+
+
+def stairs(*ms: float) -> Times:
+    """The time of a group of as many channels, from all of them down to one, the other group taking none."""
+
+    def times(left: Mapping[str, float]) -> Mapping[str, Curve]:
+        return {"made": Curve(1 - np.arange(len(ms)) / len(ms), np.array(ms)), "read": Curve(np.array([1.0]), np.array([0.0]))}
+
+    return times
+
+
+def by_time(ms: Sequence[float], scores: Sequence[float], count: int, *, first: float = 3.9) -> int:
+    """How many of the first group's four channels go, of so many in all; the other group loses so much with its first."""
+    given = {"made": torch.tensor(scores), "read": torch.tensor([first, 5.9, 8.9, 99.0])}
+    flat = Curve(np.array([1.0, 0.75, 0.5, 0.25]), np.array([4.0, 3.0, 2.0, 1.0]))
+    knapsack = Knapsack("latency", times=lambda left: {**stairs(*ms)(left), "read": flat})
+    return len(allocate([MADE, READ], given, ratio=count / 8, allocator=knapsack).remove.get("made", ()))
+
+
+def test_channels_go_by_what_they_lose_for_a_millisecond() -> None:
+    # The first group loses 2, 4 and 6 a millisecond, the second 3.9, 5.9 and 8.9.
+    assert [by_time([8.0, 7.0, 6.0, 5.0], [2.0, 4.0, 6.0, 9.0], count) for count in range(7)] == [0, 1, 1, 2, 2, 3, 3]
+
+
+def test_channels_that_save_nothing_alone_go_together_with_those_that_do() -> None:
+    # A first channel saves nothing, two save 2 ms for 2 + 4 (slope 3), and three 3 ms for 12 (slope 6).
+    assert [by_time([8.0, 8.0, 6.0, 5.0], [2.0, 4.0, 6.0, 9.0], count) for count in range(7)] == [0, 1, 2, 2, 2, 3, 3]
+
+
+def test_a_step_that_is_worth_it_takes_those_before_it_along() -> None:
+    # Three channels save 6 ms for 12 (slope 2), which is better than the first alone (slope 2.5).
+    assert [by_time([8.0, 7.2, 7.0, 2.0], [2.0, 4.0, 6.0, 9.0], count) for count in range(5)] == [0, 1, 2, 3, 3]
+    assert [by_time([8.0, 7.2, 7.0, 2.0], [2.0, 4.0, 6.0, 9.0], count, first=1.95) for count in range(5)] == [0, 0, 1, 2, 3]
+
+
+def test_what_saves_no_time_goes_last() -> None:
+    assert [by_time([8.0, 8.0, 8.0, 8.0], [0.0, 0.0, 0.0, 0.0], count) for count in (3, 4, 6)] == [0, 1, 3]
+
+
+def test_groups_that_keep_alike_save_the_times_of_each() -> None:
+    other = group("other", 4, members=[member("d.weight", range(4))])
+    scores = {name: torch.tensor([2.0, 4.0, 6.0, 9.0]) for name in ("made", "read", "other")}
+    curve = stairs(8.0, 7.0, 6.0, 5.0)({})["made"]
+    alone = Curve(curve.parts, 8 - 0.75 * np.arange(4))  # loses more for its time than both together, and less than one alone
+    knapsack = Knapsack("latency", times=lambda left: {"made": curve, "read": curve, "other": alone})
+    tied = allocate([MADE, READ, other], scores, ratio=2 / 12, allocator=knapsack, ties=Ties((("made", "read"),)))
+    assert tied.remove == {"made": (0,), "read": (0,)}
+
+
+def test_times_are_taken_where_latency_is_the_cost() -> None:
+    times = stairs(1.0)
+    assert timed(Isomorphic(Knapsack("latency")), times).inner.times is times  # type: ignore[attr-defined]
+    assert timed(Knapsack("macs"), times) == Knapsack("macs")
+    assert timed(Knapsack("macs"), times).times is None  # type: ignore[attr-defined]
+    assert timed(Uniform(), times) == Uniform()

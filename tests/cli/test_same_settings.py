@@ -61,4 +61,4 @@ def test_from_a_file(suffix: str, edits: tuple[Edit, ...], secateur: Secateur, t
 def test_a_target_of_latency_from_the_command_line(secateur: Secateur) -> None:
     done = secateur("prune", "cli.models:convnet", *IMAGE, "--target-latency", 0.001, "--dry-run")
     assert done.code == 1
-    assert "Target(latency=0.001) was not reached: the fastest of the 7 models that were timed" in " ".join(done.err.split())
+    assert "Target(latency=0.001) was not reached: the model that was timed took" in " ".join(done.err.split())

@@ -33,6 +33,16 @@ def test_the_table_sets_dense_beside_compressed(result: Seen) -> None:
     assert "SideWay (module): 1 of 4 layers cut" in text
 
 
+def test_a_predicted_latency_stands_above_the_measured_one(result: Seen) -> None:
+    latency = {"predicted_ms": {"dense": 8.0, "compressed": 5.0}}
+    planned = replace(result, plan=replace(result.plan, settings={**result.plan.settings, "latency": latency}))
+    text = printed(planned)
+    assert row(text, "Latency, predicted") == ["8.00 ms", "5.00 ms", "−37.5\u00a0%"]
+    assert text.index("Latency, predicted") < text.index("2.12 ms")
+    assert "5.00 ms was 8.00 ms" in Page(html_report(planned)).text
+    assert "Latency, predicted" not in printed(result)
+
+
 def test_proof_fidelity_metrics_and_notes_follow(result: Seen) -> None:
     text = printed(result)
     assert f"proven equal to the masked dense model: error {result.proof.error:.2g}, tolerance 1e-09, 2 trials, float64" in text

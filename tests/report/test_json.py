@@ -65,3 +65,11 @@ def test_what_is_not_finite_becomes_text(result: Seen, error: float, text: str) 
     assert told["proof"]["error"] == text
     assert told["proof"]["holds"] is False
     assert told["metrics"]["loss"] == text
+
+
+def test_a_target_of_latency_tells_what_was_predicted_and_measured(result: Seen) -> None:
+    latency = {"predicted_ms": {"dense": 8.0, "compressed": 5.0}, "measured_ms": {"dense": 9.0, "compressed": 6.0}}
+    planned = replace(result.plan, settings={**result.plan.settings, "latency": latency})
+    told = json.loads(json_report(replace(result, plan=planned)))
+    assert told["remains"]["Latency, predicted"] == 0.625
+    assert told["plan"]["settings"]["latency"] == latency

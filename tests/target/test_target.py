@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 
 from cases import CASES, studied
-from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Options
+from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Knapsack, Options
 from secateur.errors import SelectionError
-from secateur.measure import Latency
+from secateur.measure import Latency, LayerTimes
 from secateur.pipeline import apply
+from secateur.plan import Plan
 from secateur.score import Random
 from secateur.study import Study, study
-from secateur.target import Candidates, Stopwatch, Target, reach, remaining
+from secateur.target import Candidates, Forecast, Stopwatch, Target, reach, remaining
+from secateur.target.latency import LatencySearch, Timed
+from target.timers import Elements
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -112,11 +116,12 @@ class Stairs:
     def __init__(self, step: float = 0.1, truth: Callable[[float], float] = lambda share: share) -> None:
         self.step, self.truth = step, truth
         self.runs: list[tuple[int, float]] = []
+        self.truth_always = False
 
     def __call__(self, models: Mapping[str, nn.Module], args: Any, kwargs: Any, *, repeats: int, **_: Any) -> dict[str, Latency]:
         sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
         share = -(-sizes["compressed"] / sizes["dense"] // self.step) * self.step
-        share = self.truth(share) if repeats > 15 else share
+        share = self.truth(share) if repeats > 15 or self.truth_always else share
         self.runs.append((repeats, share))
         return {name: latency(10 * each) for name, each in {"dense": 1.0, "compressed": share}.items()}
 
@@ -125,20 +130,77 @@ def latency(median: float) -> Latency:
     return Latency(median, median, median, median, 3, 1, "torch", "cpu", 1, 1, "float32")
 
 
-def reached(stairs: Stairs, target: float, monkeypatch: pytest.MonkeyPatch) -> tuple[float, str]:
-    """The share of parameters that is left, and the note."""
+def reached(stairs: Stairs, target: float, monkeypatch: pytest.MonkeyPatch, allocator: Allocator | None = None) -> tuple[float, Plan]:
+    """The share of parameters that is left, and the plan."""
     monkeypatch.setattr("secateur.target.search.Stopwatch", lambda: Stopwatch(compare=stairs))
+    monkeypatch.setattr(import_module("secateur.study.study"), "LayerTimes", lambda timer: LayerTimes(Elements(), folder=None))
     found = deep(depth=3)
-    plan = found.plan(target=Target(latency=target))
-    return remaining(Target(parameters=0.5), found.cut(plan), found.macs), plan.settings["notes"][-1]
+    options = Options(layer_norm="none")
+    plan = found.plan(target=Target(latency=target), allocator=allocator, options=options)
+    return remaining(Target(parameters=0.5), found.cut(plan), found.macs), plan
 
 
-def test_a_latency_is_measured_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    stairs = Stairs()
-    left, note = reached(stairs, 0.5, monkeypatch)
+@pytest.mark.parametrize("allocator", [None, GlobalRank(), Knapsack("latency"), Isomorphic(Knapsack("latency"))], ids=str)
+def test_a_latency_is_predicted_measured_and_told(allocator: Allocator | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stairs = Stairs(step=0.05)
+    left, plan = reached(stairs, 0.5, monkeypatch, allocator)
     assert 0.4 < left <= 0.5
-    assert note.startswith("target 50.0% of the dense model's latency, measured 50.0%: 5 ms (middle half 5 to 5) in 3 calls, torch, cpu")
-    assert note.endswith("dense 10 ms")
+    note, told = plan.settings["notes"][-1], plan.settings["latency"]
+    predicted = told["predicted_ms"]["compressed"] / told["predicted_ms"]["dense"]
+    assert f"predicted {predicted:.1%} by the times of its layers, measured {stairs.runs[-1][1]:.1%}" in note
+    assert told["measured_ms"] == {"dense": 10, "compressed": 10 * stairs.runs[-1][1]}
+    assert (told["conditions"]["runtime"], told["tried"]) == ("torch", len({share for _, share in stairs.runs}))
+
+
+def test_a_prediction_that_is_off_is_corrected_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Stairs(step=0.01, truth=lambda share: 0.3 + 0.7 * share)  # three tenths of the time are in no layer
+    slow.truth_always = True
+    _, plan = reached(slow, 0.6, monkeypatch)
+    told = plan.settings["latency"]
+    assert 0.57 <= told["measured_ms"]["compressed"] / told["measured_ms"]["dense"] <= 0.6
+    assert told["predicted_ms"]["compressed"] / told["predicted_ms"]["dense"] < 0.55
+    assert told["tried"] > 1
+
+
+class Straight:
+    """In the place of predictions, cuts and clocks: a cut is the part that was planned for, and takes what a law says."""
+
+    dense_ms = 10.0
+
+    def __init__(self, law: Callable[[float], float]) -> None:
+        self.law, self.parts = law, []
+
+    def within(self, part: float) -> Allocation:
+        self.parts.append(part)
+        return Allocation({"all": (round(1e6 * part),)})
+
+    def cut(self, allocation: Allocation) -> Any:
+        return allocation.remove["all"][0] / 1e6
+
+    def ms(self, cut: Any) -> float:
+        return self.dense_ms * cut
+
+    def measure(self, cut: Any, *, confirm: bool = False) -> Timed:
+        return Timed(latency(10.0), latency(10.0 * self.law(cut)))
+
+    def run(self, goal: float) -> Forecast:
+        search: Any = LatencySearch(Target(latency=goal), self, self, self.within, self.measure)  # type: ignore[arg-type]
+        return search.run()[1]
+
+
+def test_a_prediction_that_is_off_by_a_factor_takes_two_tries() -> None:
+    straight = Straight(lambda part: 1.25 * part)
+    found = straight.run(0.6)
+    assert straight.parts == pytest.approx([0.6, 0.6 * 0.99 / 1.25])
+    assert (found.tried, found.measured.share) == (2, pytest.approx(0.594))
+    assert found.predicted_ms == pytest.approx(10 * straight.parts[-1])
+
+
+def test_a_correction_stays_within_what_was_found_too_slow_and_fast_enough() -> None:
+    falls = Straight(lambda part: 0.9 if part > 0.35 else 0.3)  # 0.6 is too slow, and so is what that is corrected to
+    found = falls.run(0.6)
+    assert falls.parts == pytest.approx([0.6, 0.396, 0.26136, 0.32868, 0.36234, 0.34551])
+    assert found.measured.share == 0.3
 
 
 def test_what_measures_within_the_target_is_measured_again_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,16 +212,24 @@ def test_what_measures_within_the_target_is_measured_again_and_longer(monkeypatc
 
 
 def test_what_a_longer_run_refutes_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    left, note = reached(Stairs(truth=lambda share: share + 0.15), 0.5, monkeypatch)
+    left, plan = reached(Stairs(truth=lambda share: share + 0.15), 0.5, monkeypatch)
     assert 0.2 < left <= 0.3
-    assert "measured 45.0%" in note
+    assert "measured 45.0%" in plan.settings["notes"][-1]
 
 
 def test_a_latency_out_of_reach_tells_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    stairs = Stairs(step=1.0, truth=lambda share: 1.1)
     with pytest.raises(
-        SelectionError, match=r"Target\(latency=0.2\) was not reached: the fastest of the 7 models that were timed took 100.0%"
+        SelectionError, match=r"Target\(latency=0.2\) was not reached: the fastest of the 2 models that were timed took 100.0%"
     ):
-        reached(Stairs(step=1.0, truth=lambda share: 1.1), 0.2, monkeypatch)
+        reached(stairs, 0.2, monkeypatch)
+
+
+def test_a_prediction_out_of_reach_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest model there is gets measured, even if its layers say that it is too slow."""
+    left, plan = reached(Stairs(step=0.001), 0.03, monkeypatch)
+    told = plan.settings["latency"]
+    assert told["predicted_ms"]["compressed"] / told["predicted_ms"]["dense"] > 0.03 >= left
 
 
 def test_a_latency_is_of_the_dense_model_and_not_of_ranks() -> None:

@@ -1,7 +1,7 @@
 """Decide how many channels of each group go, and which."""
 
 from secateur.allocate.allocate import Allocation, allocate
-from secateur.allocate.allocator import Allocator, priced, settled
+from secateur.allocate.allocator import Allocator, Curve, Times, priced, settled, timed
 from secateur.allocate.exclude import Leave, excluded
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.isomorphic import Isomorphic
@@ -14,6 +14,7 @@ from secateur.allocate.uniform import Uniform
 __all__ = [
     "Allocation",
     "Allocator",
+    "Curve",
     "GlobalRank",
     "Isomorphic",
     "Knapsack",
@@ -21,10 +22,12 @@ __all__ = [
     "Options",
     "Slamp",
     "Ties",
+    "Times",
     "Uniform",
     "alike",
     "allocate",
     "excluded",
     "priced",
     "settled",
+    "timed",
 ]

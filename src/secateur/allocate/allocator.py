@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,19 @@ from secateur.allocate.options import Options
 
 Costs = Mapping[str, float]
 """Multiply-adds, or elements, of each weight by its name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """How long the calls take in which a group's channels take part, by how many of these are left."""
+
+    parts: Scores
+    """Parts of the channels, all of them first."""
+    ms: Scores
+
+
+Times = Callable[[Mapping[str, float]], Mapping[str, Curve]]
+"""The curve of each group where of the others these parts of their channels are left (all, of those not named)."""
 
 
 class Allocator(Protocol):
@@ -38,6 +52,12 @@ def priced(allocator: Allocator, macs: Costs, parameters: Costs) -> Allocator:
     """The allocator with what the weights of a model cost, where it wants to know."""
     price: Callable[[Costs, Costs], Allocator] | None = getattr(allocator, "priced", None)
     return allocator if price is None else price(macs, parameters)
+
+
+def timed(allocator: Allocator, times: Times) -> Allocator:
+    """The allocator with what widths cost in time, where it wants to know."""
+    take: Callable[[Times], Allocator] | None = getattr(allocator, "timed", None)
+    return allocator if take is None else take(times)
 
 
 def smallest(ladders: Sequence[Ladder], costs: Sequence[Scores], ratio: float) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from secateur.allocate.allocator import Allocator, Costs, priced, settled
+from secateur.allocate.allocator import Allocator, Costs, Times, priced, settled, timed
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.ladder import Ladder
 from secateur.allocate.options import Options
@@ -35,3 +35,7 @@ class Isomorphic:
     def priced(self, macs: Costs, parameters: Costs) -> Isomorphic:
         """The same with the costs of a model."""
         return Isomorphic(priced(self.inner, macs, parameters))
+
+    def timed(self, times: Times) -> Isomorphic:
+        """The same with the times of a model."""
+        return Isomorphic(timed(self.inner, times))

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from secateur.allocate.allocator import Costs, smallest
+from secateur.allocate.allocator import Costs, Curve, Times, smallest
 from secateur.allocate.ladder import Ladder, Scores
 from secateur.allocate.options import Options
 
@@ -30,15 +30,20 @@ class Knapsack:
     :class:`~secateur.OBS`, :class:`~secateur.Taylor`, :class:`~secateur.Fisher`. What a channel saves shrinks with the layers
     around it, so costs are worked out anew for what the round before left.
 
-    After Shen et al., HALP, NeurIPS 2022, with counted costs in the place of latencies.
+    Latency falls in steps, so that some channels save nothing alone: there a group's channels are taken together from one width to
+    the next that is worth it, in the order of the lower convex hull of what is lost over the milliseconds that are saved.
+
+    Shen et al., HALP, NeurIPS 2022.
     """
 
-    cost: Literal["macs", "parameters"] = "macs"
-    """What is to be saved. Products of two activations are not counted."""
+    cost: Literal["macs", "parameters", "latency"] = "macs"
+    """What is to be saved. Of MACs, products of two activations are not counted."""
     rounds: int = 3
     """Times that the costs are worked out anew."""
     costs: Costs = field(default_factory=dict, repr=False, compare=False)
     """The cost of each weight in the dense model, which a plan fills in; where it is not known, channels are compared by score alone."""
+    times: Times | None = field(default=None, repr=False, compare=False)
+    """The time that a width takes, which a plan for a target of latency fills in."""
 
     def __call__(self, ladders: Sequence[Ladder], ratio: float) -> Mapping[str, int]:
         """Steps to take of each group, by name."""
@@ -50,7 +55,11 @@ class Knapsack:
 
     def priced(self, macs: Costs, parameters: Costs) -> Knapsack:
         """The same with the costs of a model."""
-        return replace(self, costs=macs if self.cost == "macs" else parameters)
+        return replace(self, costs=parameters if self.cost == "parameters" else macs)
+
+    def timed(self, times: Times) -> Knapsack:
+        """The same with the times of a model, if they are what it is to save."""
+        return replace(self, times=times) if self.cost == "latency" else self
 
     @staticmethod
     def settled(options: Options) -> tuple[Options, tuple[str, ...]]:
@@ -62,6 +71,9 @@ class Knapsack:
         return replace(options, layer_norm="none"), (note,) if chosen else ()
 
     def _greedy(self, ladders: Sequence[Ladder], ratio: float, taken: Mapping[str, float]) -> dict[str, int]:
+        if self.times is not None:
+            curves = self.times({name: 1 - taken[each.name] * _part(each) for each in ladders for name in _names(each)})
+            return smallest(ladders, [_by_time(each, [curves[n] for n in _names(each) if n in curves]) for each in ladders], ratio)
         left = _left(ladders, taken)
         return smallest(ladders, [self._by_cost(each, left) for each in ladders], ratio)
 
@@ -74,6 +86,35 @@ class Knapsack:
             share = len(member.positions) / member.length / group.size
             saved += self.costs.get(member.tensor, 0.0) * share * float(np.prod(others))
         return ladder.scores / saved if saved else ladder.scores
+
+
+def _part(ladder: Ladder) -> float:
+    """The part of a group's channels that goes in one step."""
+    return sum(ladder.pool.take) / max(ladder.pool.group.size, 1)
+
+
+def _names(ladder: Ladder) -> tuple[str, ...]:
+    """The group's own name, and where it stands for several groups theirs, too."""
+    return tuple(dict.fromkeys((ladder.name, *ladder.pool.group.aliases)))
+
+
+def _by_time(ladder: Ladder, curves: Sequence[Curve]) -> Scores:
+    """What each step loses for a millisecond: the slopes of the lower convex hull, infinite where nothing more is saved."""
+    slopes = np.full(ladder.scores.size, np.inf)
+    if not curves:
+        return slopes
+    parts = curves[0].parts
+    saved = np.sum([each.ms[0] - np.interp(parts, each.parts[::-1], each.ms[::-1]) for each in curves], axis=0)
+    steps = np.round((1 - parts) / _part(ladder)).astype(np.int64)
+    steps, saved = steps[steps <= slopes.size], saved[steps <= slopes.size]
+    lost = np.concatenate([[0.0], ladder.scores.cumsum() * sum(ladder.pool.take)])[steps]
+    at = 0
+    while (ahead := np.flatnonzero((saved > saved[at]) & (steps > steps[at]))).size:
+        slope = (lost[ahead] - lost[at]) / (saved[ahead] - saved[at])
+        best = int(ahead[::-1][slope[::-1].argmin()])
+        slopes[steps[at] : steps[best]] = slope.min()
+        at = best
+    return slopes
 
 
 def _left(ladders: Sequence[Ladder], taken: Mapping[str, float]) -> Left:

@@ -48,7 +48,7 @@ class Selection:
     target_params: float | None = None
     """The fraction of the parameters that may remain; the ratio is found."""
     target_latency: float | None = None
-    """The fraction of the latency that may remain; the ratio is found by timing smaller models in turns with the dense one."""
+    """The fraction of the latency that may remain; found by the times of single layers, then by smaller models beside the dense one."""
     exclude: tuple[str, ...] = field(default=(), metadata=option(metavar="NAME"))
     """A layer, or a glob, to leave as it is on both sides; may be repeated."""
 

@@ -3,18 +3,24 @@
 from secateur.measure.fidelity import Agreement, Fidelity, compare_outputs
 from secateur.measure.formulas import Call, Product, counts
 from secateur.measure.latency import Latency, compare_latency, slower_than_dense
+from secateur.measure.layer_times import EagerTimer, LayerTimes, Machine
 from secateur.measure.macs import MacCount, count_macs
 from secateur.measure.measurement import Measurement, measure
 from secateur.measure.memory import live_bytes, peak_activation_bytes, weight_bytes
 from secateur.measure.onnx_runtime import onnx_latency
+from secateur.measure.operation import Operation
 
 __all__ = [
     "Agreement",
     "Call",
+    "EagerTimer",
     "Fidelity",
     "Latency",
+    "LayerTimes",
     "MacCount",
+    "Machine",
     "Measurement",
+    "Operation",
     "Product",
     "compare_latency",
     "compare_outputs",

@@ -76,12 +76,21 @@ def figures(result: Reported) -> tuple[Figure, ...]:
         _counted("Size of weights", before.bytes, after.bytes, "B"),
         _counted("Peak activation memory", before.peak_activation_bytes, after.peak_activation_bytes, "B"),
     ]
-    return (*rows, *_timed(result))
+    return (*rows, *_predicted(result), *_timed(result))
 
 
 def _counted(name: str, before: int, after: int, unit: str = "") -> Figure:
     detail = " → ".join(map(numbers.exact, (before, after))) + (" bytes" if unit else "")
     return Figure(name, before, after, numbers.short(before, unit), numbers.short(after, unit), detail)
+
+
+def _predicted(result: Reported) -> Iterator[Figure]:
+    """What the plan's target of latency was predicted to leave, where it had one."""
+    found = result.plan.settings.get("latency", {}).get("predicted_ms")
+    if found:
+        dense, compressed = float(found["dense"]), float(found["compressed"])
+        texts = numbers.milliseconds(dense), numbers.milliseconds(compressed)
+        yield Figure("Latency, predicted", dense, compressed, *texts, "sum of the times of all layers by themselves")
 
 
 def _timed(result: Reported) -> Iterator[Figure]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import Allocation, Allocator, Leave, Options, Ties, allocate, excluded, priced, settled
+from secateur.allocate import Allocation, Allocator, Leave, Options, Ties, allocate, excluded, priced, settled, timed
 from secateur.capture import Capture, capture, normalise_inputs, training_branches, value_branches
 from secateur.capture.normalize import normalize
 from secateur.capture.pause import collector_paused
@@ -21,7 +21,7 @@ from secateur.errors import SelectionError
 from secateur.groups import ChannelGroup, Solution, build_groups, solve, walk
 from secateur.groups.coverage import Coverage, coverage
 from secateur.layers import Layer, Layers
-from secateur.measure import count_macs
+from secateur.measure import EagerTimer, LayerTimes, count_macs
 from secateur.measure.macs import MacCount
 from secateur.plan import Edit, Fit, Plan, fingerprint
 from secateur.pretrained import uniform_ties
@@ -34,7 +34,7 @@ from secateur.study.decomposition import choose_factors
 from secateur.study.rank_budget import Budget
 from secateur.study.stages import Between, stages
 from secateur.study.wish import USUAL, Decompose, RankChoice
-from secateur.target import Candidates, Target, reach
+from secateur.target import Candidates, PredictedLatency, Reached, Target, reach
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,10 @@ class Study:
             )
             return self._legal(allocation, tuple(indices or ()))
 
-        if target is None:
-            allocation = choose(ratio)
-        else:
-            allocation = reach(self._within(target), self._candidates(choose, tuple(indices or ()), options), self.macs, ratio=ratio)
-        settings = _settings(criterion, allocator, options, (*settling, *allocation.notes), ratio, target)
-        return self._planned(allocation.edits(self.groups), settings)
+        candidates = self._candidates(choose, tuple(indices or ()), options)
+        reached = Reached(choose(ratio)) if target is None else self._reached(target, candidates, ratio)
+        settings = _settings(criterion, allocator, options, (*settling, *reached.allocation.notes), ratio, target)
+        return self._planned(reached.allocation.edits(self.groups), settings | reached.told)
 
     def plan_decomposition(
         self,
@@ -245,10 +243,20 @@ class Study:
         fixed = frozenset(g.name for g in self.groups if g.kind == "blocks" or options.uniform)
         return Candidates(choose, partial(self._legal, asked=asked), self.cut_of, fixed)
 
+    def _reached(self, target: Target, candidates: Candidates, ratio: float | None) -> Reached:
+        return reach(self._within(target), candidates, self.macs, ratio=ratio, predicted=self.predicted_latency)
+
     def _priced(self, allocator: Allocator | None) -> Allocator | None:
         """An allocator that knows what the weights cost, if it wants to."""
         elements = {name: tensor.numel() for name, tensor in self.weights.items()}
-        return None if allocator is None else priced(allocator, self.macs.by_weight, elements)
+        return None if allocator is None else timed(priced(allocator, self.macs.by_weight, elements), self.predicted_latency)
+
+    @cached_property
+    def predicted_latency(self) -> PredictedLatency:
+        """The latency of what a cut leaves, by the times of its operators; these are measured as they are asked for."""
+        groups = [group for group in self.groups if group.prunable and group.kind == "channels"]
+        device = next((tensor.device for tensor in self.weights.values()), torch.device("cpu"))
+        return PredictedLatency(groups, self.cut_of, LayerTimes(EagerTimer(device)))
 
     def _within(self, target: Target) -> Target:
         """A target for the dense model as one for what the plan before left of it."""

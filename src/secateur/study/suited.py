@@ -81,4 +81,4 @@ def _across(criterion: Scorer, target: Target | None) -> Allocator | None:
         return None
     if isinstance(criterion, GroupNorm):
         return GlobalRank()
-    return Knapsack("parameters" if target.quantity == "parameters" else "macs")
+    return Knapsack(target.quantity)

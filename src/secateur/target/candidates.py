@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from secateur.allocate import Allocation
 from secateur.rewrite import Cut
 
+MOST = 1.0 - 1e-6
+"""The largest ratio: all that may go."""
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:

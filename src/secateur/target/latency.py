@@ -1,9 +1,9 @@
-"""A target of latency: models that a search proposes are built and timed, in turns with the dense one."""
+"""A target of latency: what the times of layers predict is built and timed, in turns with the dense model, and the prediction corrected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from secateur.allocate import Allocation
@@ -11,11 +11,14 @@ from secateur.errors import SelectionError
 from secateur.measure import Latency, compare_latency
 from secateur.rewrite import Cut, draft
 from secateur.score.ranks import of_first
-from secateur.target.candidates import Candidates
+from secateur.target.candidates import MOST, Candidates
+from secateur.target.predicted import PredictedLatency
 from secateur.target.target import Target
 
-HALVINGS = 7
-"""Widths move in steps of 1 to 2 percent, and latency in coarser ones."""
+TRIES = 6
+"""Models that are built and timed at most."""
+NEAR = 0.02
+"""A model that measures within the target, and less than this below it, is taken."""
 
 Compare = Callable[..., Mapping[str, Latency]]
 """Times models by name on the same inputs, as :func:`~secateur.measure.compare_latency` does."""
@@ -56,28 +59,80 @@ class Stopwatch:
         return of_first(Timed(timed["dense"], timed["compressed"]))
 
 
-def reach_latency(target: Target, candidates: Candidates, stopwatch: Stopwatch) -> Allocation:
-    """The allocation at the smallest ratio that measures within the target, in a short run and again in a longer one.
+@dataclass(frozen=True)
+class Forecast:
+    """What the times of layers say of a model and of a smaller one, and what was measured of the two."""
 
-    Latency falls in steps and is noisy, so the ratio is a good one and not the best. Raises
-    :class:`~secateur.errors.SelectionError` where nothing that was tried measures within the target.
+    predicted_dense_ms: float
+    predicted_ms: float
+    measured: Timed
+    tried: int
+    """How many smaller models had been built and timed when this one was."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What a plan says of its latency."""
+        return {
+            "predicted_ms": {"dense": self.predicted_dense_ms, "compressed": self.predicted_ms},
+            "measured_ms": {"dense": self.measured.dense.median_ms, "compressed": self.measured.compressed.median_ms},
+            "conditions": self.measured.dense.to_json(),
+            "tried": self.tried,
+        }
+
+    def __str__(self) -> str:
+        share = self.predicted_ms / max(self.predicted_dense_ms, 1e-9)
+        return f"predicted {share:.1%} by the times of its layers, measured {self.measured}"
+
+
+@dataclass(eq=False)
+class LatencySearch:
+    """Plan for a predicted part, measure, and plan for another until what is measured lies just within the target.
+
+    A prediction is off by a factor that hardly changes from one cut to a similar one, so a part that missed the target is multiplied by
+    what it missed it by, within the parts that were found too slow and fast enough before.
     """
-    low, high = 0.0, 1.0
-    best: tuple[Allocation, Timed] | None = None
+
+    target: Target
+    candidates: Candidates
+    predicted: PredictedLatency
+    within: Callable[[float], Allocation | None]
+    """The allocation that is predicted to leave at most a part, if any is."""
+    stopwatch: Stopwatch
+    tried: int = 0
+    best: tuple[Allocation, Forecast] | None = None
     fastest: Timed | None = None
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        allocation = candidates.at(middle)
-        cut = candidates.cut(allocation)
-        timed = stopwatch(cut)
-        if timed.share <= target.fraction:
-            timed = stopwatch(cut, confirm=True)
-        fastest = timed if fastest is None or timed.share < fastest.share else fastest
-        if timed.share <= target.fraction:
-            high, best = middle, (allocation, timed)
-        else:
-            low = middle
-    if best is None:
-        raise SelectionError(f"{target} was not reached: the fastest of the {HALVINGS} models that were timed took {fastest}.")
-    note = f"target {target.fraction:.1%} of the dense model's latency, measured {best[1]}"
-    return replace(best[0], notes=(*best[0].notes, note))
+    _low: float = 0.0
+    _high: float = 1.0
+
+    def run(self) -> tuple[Allocation, Forecast]:
+        """The slowest allocation that measured within the target, in a short run and again in a longer one.
+
+        Raises :class:`~secateur.errors.SelectionError` where nothing that was tried measures within the target.
+        """
+        goal, part = self.target.fraction, self.target.fraction
+        while self.tried < TRIES and self._high - self._low > NEAR / 4:
+            found = self.within(part)
+            share = self._measured(found or self.candidates.at(MOST), part)
+            if goal * (1 - NEAR) <= share <= goal or (found is None and share > goal):
+                break
+            wanted = part * goal * (1 - NEAR / 2) / share
+            part = wanted if self._low < wanted < self._high else (self._low + self._high) / 2
+        if self.best is None:
+            which = "the model that was timed" if self.tried == 1 else f"the fastest of the {self.tried} models that were timed"
+            raise SelectionError(f"{self.target} was not reached: {which} took {self.fastest}.")
+        return self.best
+
+    def _measured(self, allocation: Allocation, part: float) -> float:
+        """The measured share of what was planned for a predicted part."""
+        cut = self.candidates.cut(allocation)
+        timed = self.stopwatch(cut)
+        if timed.share <= self.target.fraction:
+            timed = self.stopwatch(cut, confirm=True)
+        self.tried += 1
+        self.fastest = timed if self.fastest is None or timed.share < self.fastest.share else self.fastest
+        if timed.share > self.target.fraction:
+            self._high = part
+            return timed.share
+        self._low = part
+        if self.best is None or timed.share > self.best[1].measured.share:
+            self.best = allocation, Forecast(self.predicted.dense_ms, self.predicted.ms(cut), timed, self.tried)
+        return timed.share

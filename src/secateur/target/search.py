@@ -2,39 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 from secateur.allocate import Allocation
 from secateur.errors import SelectionError
 from secateur.measure.macs import MacCount
-from secateur.target.candidates import Candidates
-from secateur.target.latency import Stopwatch, reach_latency
+from secateur.target.candidates import MOST, Candidates
+from secateur.target.latency import Forecast, LatencySearch, Stopwatch
+from secateur.target.predicted import PredictedLatency
 from secateur.target.sizes import remaining
 from secateur.target.target import Target
 
-MOST = 1.0 - 1e-6
-"""The largest ratio: all that may go."""
 HALVINGS = 14
 FAR = 0.01
 """A target that is missed by more is searched for again, without the step that leads past it."""
 HELD = 4
 """Steps that are given up at most."""
+COARSE = 9
+"""Halvings where what is left is predicted, and measured afterwards."""
 NEAR = 0.001
 """A target that is missed by less is met: there is no search group by group."""
 
 
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """The allocation for a target, and for one of latency what was predicted and measured."""
+
+    allocation: Allocation
+    forecast: Forecast | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a plan says of it beside its notes."""
+        return {} if self.forecast is None else {"latency": self.forecast.to_json()}
+
+
 def reach(
-    target: Target, candidates: Candidates, macs: MacCount, *, ratio: float | None = None, stopwatch: Stopwatch | None = None
-) -> Allocation:
-    """The allocation that leaves most while it stays within the target.
+    target: Target,
+    candidates: Candidates,
+    macs: MacCount,
+    *,
+    ratio: float | None = None,
+    predicted: PredictedLatency | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Reached:
+    """The allocation that leaves most while it stays within the target; for one of latency it takes what is ``predicted``.
 
     Raises :class:`~secateur.errors.SelectionError` where even all that may go leaves more than the target allows.
     """
     if ratio is not None:
         raise SelectionError("Give a ratio or a target, not both: the target finds the ratio.")
     if target.quantity == "latency":
-        return reach_latency(target, candidates, stopwatch or Stopwatch())
-    return _Search(target, candidates, macs).run()
+        assert predicted is not None
+        return _reach_latency(target, candidates, predicted, stopwatch or Stopwatch())
+    found = _Search(target.fraction, candidates, lambda each: remaining(target, candidates.cut(each), macs), HALVINGS, HELD).run()
+    if isinstance(found, float):
+        raise SelectionError(f"{target} cannot be reached: with all that may go, {found:.1%} remain.")
+    note = f"target {target.fraction:.1%}, predicted {found.left:.1%}"
+    return Reached(replace(found.allocation, notes=(*found.allocation.notes, note)))
+
+
+def _reach_latency(target: Target, candidates: Candidates, predicted: PredictedLatency, stopwatch: Stopwatch) -> Reached:
+    candidates = replace(candidates, at=cache(candidates.at))
+    shares: dict[tuple[Any, ...], float] = {}
+
+    def share(allocation: Allocation) -> float:
+        gone = tuple(allocation.remove.items())
+        if gone not in shares:
+            shares[gone] = predicted.share(candidates.cut(allocation))
+        return shares[gone]
+
+    def within(part: float) -> Allocation | None:
+        found = _Search(part, candidates, share, COARSE, held=0).run()
+        return None if isinstance(found, float) else found.allocation
+
+    allocation, forecast = LatencySearch(target, candidates, predicted, within, stopwatch).run()
+    note = f"target {target.fraction:.1%} of the dense model's latency, {forecast}"
+    return Reached(replace(allocation, notes=(*allocation.notes, *predicted.times.notes, note)), forecast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,63 +94,56 @@ class _Found:
     """The group whose next step leads from beyond the target to within it, and what it loses before that step."""
 
 
+@dataclass(eq=False)
 class _Search:
     """Bisection on the ratio for all groups, then on how many groups have the larger of the last two ratios.
 
     Where that stays far from the target, one step of one group is to blame: the search is repeated without that step.
     """
 
-    def __init__(self, target: Target, candidates: Candidates, macs: MacCount) -> None:
-        self.target, self.candidates, self.macs = target, candidates, macs
+    fraction: float
+    """What may be left."""
+    candidates: Candidates
+    left: Callable[[Allocation], float]
+    halvings: int
+    held: int
 
-    def run(self) -> Allocation:
+    def run(self) -> _Found | float:
+        """The best allocation, or what is left with all that may go if that is too much."""
         best = found = self._search()
-        for _ in range(HELD):
-            if self.target.fraction - best.left <= FAR or found.last is None:
+        for _ in range(self.held):
+            if isinstance(found, float) or self.fraction - found.left <= FAR or found.last is None:
                 break
             self.candidates = self.candidates.holding(*found.last)
-            try:
-                found = self._search()
-            except SelectionError:
-                break
-            best = max(best, found, key=lambda each: each.left)
-        note = f"target {self.target.fraction:.1%}, predicted {best.left:.1%}"
-        return replace(best.allocation, notes=(*best.allocation.notes, note))
+            found = self._search()
+            if isinstance(found, _Found) and isinstance(best, _Found):
+                best = max(best, found, key=lambda each: each.left)
+        return best
 
-    def _search(self) -> _Found:
-        (left, within), over = self._by_ratio()
-        return self._by_group(left, within, over)
-
-    def _left(self, allocation: Allocation) -> float:
-        return remaining(self.target, self.candidates.cut(allocation), self.macs)
-
-    def _by_ratio(self) -> tuple[tuple[float, Allocation], Allocation]:
-        """The best allocation within the target, and the one beyond it at the next smaller ratio."""
+    def _search(self) -> _Found | float:
         low, high, over = 0.0, MOST, Allocation({})
         best: tuple[float, Allocation] | None = None
-        for _ in range(HALVINGS):
+        for _ in range(self.halvings):
             middle = (low + high) / 2
             allocation = self.candidates.at(middle)
-            left = self._left(allocation)
-            if left <= self.target.fraction:
+            left = self.left(allocation)
+            if left <= self.fraction:
                 high = middle
                 best = max(best or (left, allocation), (left, allocation), key=lambda found: found[0])
             else:
                 low, over = middle, allocation
-        if best is None:
-            raise SelectionError(f"{self.target} cannot be reached: with all that may go, {left:.1%} remain.")
-        return best, over
+        return left if best is None else self._by_group(*best, over)
 
     def _by_group(self, left: float, within: Allocation, over: Allocation) -> _Found:
         """Leave groups at the smaller ratio, as many as the target allows."""
         best = left, within
-        names = self.candidates.between(over, within) if self.target.fraction - left > NEAR else ()
+        names = self.candidates.between(over, within) if self.fraction - left > NEAR else ()
         low, high = 0, len(names)
         while high - low > 1:
             middle = (low + high) // 2
             allocation = self.candidates.mixed(over, within, middle)
-            share = self._left(allocation)
-            if share <= self.target.fraction:
+            share = self.left(allocation)
+            if share <= self.fraction:
                 high, best = middle, max(best, (share, allocation), key=lambda found: found[0])
             else:
                 low = middle

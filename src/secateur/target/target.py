@@ -14,8 +14,9 @@ Quantity = Literal["macs", "parameters", "latency"]
 class Target:
     """What may remain, as a fraction of the dense model: of its MACs, of its parameters, or of its latency.
 
-    MACs and parameters are counted. Latency is measured: the smaller models that a search proposes are built and timed in turns with the
-    dense one, on the example inputs, on the model's device and with the threads that torch uses.
+    MACs and parameters are counted. Latency is predicted from the times of single operators at several widths, which are kept on disk for
+    each machine, and then measured: what is predicted to lie within the target is built and timed in turns with the dense model, on the
+    example inputs, on the model's device and with the threads that torch uses, and the prediction corrected until the target is met.
 
     Example:
         >>> Target(macs=0.5)

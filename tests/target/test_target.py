@@ -219,9 +219,8 @@ def test_what_a_longer_run_refutes_is_not_taken(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_latency_out_of_reach_tells_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     stairs = Stairs(step=1.0, truth=lambda share: 1.1)
-    with pytest.raises(
-        SelectionError, match=r"Target\(latency=0.2\) was not reached: the fastest of the 2 models that were timed took 100.0%"
-    ):
+    told = r"Target\(latency=0.2\) was not reached: the fastest of the 2 models that were timed took 100.0%"
+    with pytest.raises(SelectionError, match=told):
         reached(stairs, 0.2, monkeypatch)
 
 

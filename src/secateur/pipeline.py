@@ -25,6 +25,7 @@ from secateur.study import Calibration, Study, calibration, carry_out, study
 from secateur.study.cheaper import Cheaper
 from secateur.study.stages import Between
 from secateur.study.suited import suited
+from secateur.study.uneven import uneven_widths
 from secateur.study.wish import Decompose
 from secateur.target import Target
 
@@ -90,7 +91,7 @@ def apply(
         kwargs=found.capture.kwargs,
         stages=done.stages,
         factorized=done.factorized,
-        notes=(*plan.settings.get("notes", ()), *_other_data(plan, held), *done.notes),
+        notes=(*plan.settings.get("notes", ()), *_other_data(plan, held), *uneven_widths(found.groups, found.weights, plan), *done.notes),
         file_names=getattr(found.model, "file_names", None),
     )
     return _with_config(result, found) if plan.settings.get("uniform") else result

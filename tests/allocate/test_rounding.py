@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from score.by_hand import group
-from secateur.allocate import Options
+from secateur.allocate import Options, even_step
 from secateur.allocate.constraints import settle
 from secateur.allocate.ladder import Ladder, ladder
 from secateur.allocate.options import StepOp
@@ -98,3 +98,11 @@ def test_cells_of_unlike_sizes_lose_in_proportion() -> None:
     assert each.most == 2
     assert each.steps_for(0.4) == 1
     assert each.removed(2) == (0, 1, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(("width", "step"), [(1, 1), (7, 1), (8, 2), (15, 2), (16, 4), (24, 4), (31, 4), (32, 8), (1000, 8)])
+def test_without_a_step_widths_are_multiples_that_suit_the_layer(width: int, step: int) -> None:
+    assert even_step(width) == step
+    for cells in (1, 3):
+        assert {kept(width, tenths / 10, Options(step_size=None), cells) % step for tenths in range(1, 10)} <= {0, width % step}
+        assert kept(width, 0.4, Options(step_size=None), cells) == kept(width, 0.4, Options(step_size=step), cells)

@@ -40,8 +40,9 @@ DATA = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
 def test_with_data_the_error_behind_a_refit_by_what_it_saves() -> None:
     found = study(Net().eval(), DATA[:2])
     way = suited(found, target=HALF, data=DATA)
-    assert (way.criterion, way.allocator, way.options) == (OBS(), Knapsack("macs"), Options(layer_norm="none"))
+    assert (way.criterion, way.allocator, way.options) == (OBS(), Knapsack("macs"), Options(layer_norm="none", step_size=None))
     assert suited(found, target=Target(parameters=0.5), data=DATA).allocator == Knapsack("parameters")
+    assert suited(found, target=Target(latency=0.5), data=DATA).allocator == Knapsack("latency")
 
 
 def test_without_data_the_norms_of_all_weights_in_one_ranking() -> None:
@@ -58,7 +59,9 @@ def test_a_ratio_is_one_for_every_layer() -> None:
 def test_what_was_named_stays() -> None:
     found = study(Net().eval(), DATA[:2])
     assert suited(found, criterion=L2(), target=HALF, data=DATA).allocator is None
-    assert suited(found, criterion=L2(), target=HALF, data=DATA).options == Options()
+    assert suited(found, criterion=L2(), target=HALF, data=DATA).options == Options(step_size=None)
+    assert suited(found, criterion=L2(), target=HALF, data=DATA, options=Options()).options == Options()
+    assert suited(found, criterion=L2(), data=DATA).options == Options()
     way = suited(found, allocator=Slamp(), target=HALF, data=DATA)
     assert (way.criterion, way.allocator) == (OBS(), Slamp())
     assert suited(found, allocator=Uniform(), target=HALF).criterion == GroupNorm()

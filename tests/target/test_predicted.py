@@ -13,7 +13,6 @@ from cases import CASES, Case, studied
 from secateur.measure import LayerTimes
 from secateur.study import Study, study
 from secateur.target import PredictedLatency
-from secateur.target.predicted import liked
 from target.timers import Elements
 
 
@@ -93,8 +92,3 @@ def test_whatever_is_timed_runs_by_itself_and_less_of_a_group_takes_less(case: C
     assert set(curves) == {group.name for group in latency.groups}
     for curve in curves.values():
         assert (np.diff(curve.ms) < 0).all()
-
-
-@pytest.mark.parametrize(("width", "step"), [(1, 1), (7, 1), (8, 2), (15, 2), (16, 4), (24, 4), (31, 4), (32, 8), (1000, 8)])
-def test_narrow_layers_are_timed_in_smaller_steps(width: int, step: int) -> None:
-    assert liked(width) == step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from secateur.errors import SelectionError
 from secateur.measure import Latency, LayerTimes
 from secateur.pipeline import apply
 from secateur.plan import Plan
-from secateur.score import Random
+from secateur.score import GroupNorm, Random
 from secateur.study import Study, study
 from secateur.target import Candidates, Forecast, Stopwatch, Target, reach, remaining
 from secateur.target.latency import LatencySearch, Timed
@@ -52,6 +53,41 @@ def test_a_counted_target_is_met_within_one_percent(target: Target, allocator: A
     found = deep()
     left = remaining(target, found.cut(found.plan(target=target, allocator=allocator)), found.macs)
     assert target.fraction - 0.01 <= left <= target.fraction
+
+
+def wide(*widths: int) -> Study:
+    """A group of each width, one after the other."""
+    torch.manual_seed(0)
+    sizes = (3, *widths)
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
+    return study(nn.Sequential(*layers, nn.Conv2d(sizes[-1], 4, 1)).eval(), torch.randn(1, 3, 8, 8))
+
+
+def test_widths_are_multiples_that_processors_like_where_none_are_given() -> None:
+    found, options = wide(64, 96, 16, 64, 6), Options(layer_norm="none", step_size=None)
+    plan = found.plan(GroupNorm(), target=Target(macs=0.55), allocator=GlobalRank(), options=options)
+    kept = {edit.group: edit.size - len(edit.remove) for edit in plan.prunes}
+    assert kept.keys() >= {"0", "2", "6"}
+    assert [kept.get(name, 0) % step for name, step in {"0": 8, "2": 8, "4": 4, "6": 8}.items()] == [0, 0, 0, 0]
+    assert 0.54 <= remaining(Target(macs=0.55), found.cut(plan), found.macs) <= 0.55
+    assert "step_size=None" in plan.settings["options"]
+
+
+def test_a_target_that_such_multiples_miss_takes_any_widths() -> None:
+    found, options = wide(32), Options(step_size=None)
+    plan = found.plan(target=Target(macs=0.7), options=options)
+    assert plan.ratios["0"] == 10 / 32
+    assert plan.settings["notes"][-1] == "widths are no multiples of 8, since with such ones the target is missed by 20.0%"
+    assert "step_size=1" in plan.settings["options"]
+    given = found.plan(target=Target(macs=0.7), options=Options(step_size=8))
+    assert given.ratios["0"] == 0.5
+
+
+def test_a_target_that_such_multiples_cannot_reach_takes_any_widths() -> None:
+    found = wide(32)
+    assert found.plan(target=Target(macs=0.1), options=Options(step_size=None)).ratios["0"] == 29 / 32
+    with pytest.raises(SelectionError, match="cannot be reached"):
+        found.plan(target=Target(macs=0.1), options=Options(step_size=8))
 
 
 def test_a_step_that_leads_far_past_the_target_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +235,7 @@ def test_a_prediction_that_is_off_by_a_factor_takes_two_tries() -> None:
 def test_a_correction_stays_within_what_was_found_too_slow_and_fast_enough() -> None:
     falls = Straight(lambda part: 0.9 if part > 0.35 else 0.3)  # 0.6 is too slow, and so is what that is corrected to
     found = falls.run(0.6)
-    assert falls.parts == pytest.approx([0.6, 0.396, 0.26136, 0.32868, 0.36234, 0.34551])
+    assert falls.parts == pytest.approx([0.6, 0.396, 0.25608, 0.32604, 0.36102, 0.34353])
     assert found.measured.share == 0.3
 
 

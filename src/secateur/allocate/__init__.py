@@ -6,7 +6,7 @@ from secateur.allocate.exclude import Leave, excluded
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.isomorphic import Isomorphic
 from secateur.allocate.knapsack import Knapsack
-from secateur.allocate.options import Options
+from secateur.allocate.options import Options, even_step
 from secateur.allocate.slamp import Slamp
 from secateur.allocate.ties import Ties, alike
 from secateur.allocate.uniform import Uniform
@@ -26,6 +26,7 @@ __all__ = [
     "Uniform",
     "alike",
     "allocate",
+    "even_step",
     "excluded",
     "priced",
     "settled",

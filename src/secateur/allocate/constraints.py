@@ -22,10 +22,11 @@ def settle(ladder: Ladder, wanted: int, options: Options) -> tuple[int, tuple[st
     """
     steps = wanted
     notes = []
-    if wanted and options.step_size > 1 and options.step_op != "none":
-        steps = _rounded(ladder.pool, wanted, ladder.most, options.step_size, options.step_op)
+    step = options.step(int(ladder.pool.sizes.min(initial=ladder.pool.size)))
+    if wanted and step > 1 and options.step_op != "none":
+        steps = _rounded(ladder.pool, wanted, ladder.most, step, options.step_op)
         if steps != wanted:
-            how = f"what stays is rounded to multiples of {options.step_size} ({options.step_op})"
+            how = f"what stays is rounded to multiples of {step} ({options.step_op})"
             notes.append(_note(ladder, wanted, steps, how))
     if steps > ladder.most:
         notes.append(_note(ladder, steps, ladder.most, f"at least {max(options.minimum, len(ladder.order))} must stay"))

@@ -26,8 +26,9 @@ class Options:
     (``none``); or each its own worst, but only as many as all of them have among the worst of the layer (``count``)."""
     reshape_channel_axis: int = -1
     """Where heads are: thin every head (-1 or 1), or remove whole heads (-2 or 0)."""
-    step_size: int = 1
-    """What stays of a layer, or of each of its heads, is rounded to multiples of this."""
+    step_size: int | None = 1
+    """What stays of a layer, or of each of its heads, is rounded to multiples of this; with none given to those that processors like: of 8,
+    or in narrow layers of 4 or 2."""
     step_op: StepOp = "round"
     """Round half up, up, down, or not at all."""
     reverse: bool = False
@@ -45,10 +46,21 @@ class Options:
             raise SelectionError(f"reshape_channel_axis is {self.reshape_channel_axis!r}; it must be 0, 1, -1 or -2.")
         for name in ("step_size", "minimum"):
             value = getattr(self, name)
+            if name == "step_size" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SelectionError(f"{name} is {value!r}; it must be a whole number from 1 up.")
+
+    def step(self, width: int) -> int:
+        """The multiple to which what stays of a layer, or of a head, of this width is rounded."""
+        return even_step(width) if self.step_size is None else self.step_size
 
     @property
     def whole_heads(self) -> bool:
         """Whether ratios of layers with heads remove whole heads."""
         return self.reshape_channel_axis in (0, -2)
+
+
+def even_step(width: int) -> int:
+    """The multiple that a processor likes, such that a width has four of them at least: 8, else 4, else 2, else 1."""
+    return next((step for step in (8, 4, 2) if width >= 4 * step), 1)

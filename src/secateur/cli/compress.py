@@ -10,7 +10,7 @@ from secateur.cli.destination import Config, Destination
 from secateur.cli.progress import working
 from secateur.cli.registry import Recovering, SuitedCriterion, SuitedSpread
 from secateur.cli.results import Cutting, Timing, saved
-from secateur.cli.selection import Calibration, Selection
+from secateur.cli.selection import Calibration, Selection, left_open
 from secateur.cli.source import Source
 from secateur.errors import SelectionError
 from secateur.pipeline import recovered, recovering
@@ -69,7 +69,7 @@ def compress(
             )
         chosen = ways.plan(found, wanted, calibration, recover)
     else:
-        chosen = wanted.plan(found, criterion, allocator, options, calibration)
+        chosen = wanted.plan(found, criterion, allocator, left_open(options), calibration)
     plan = opened.remembered(chosen)
     data, samples = calibration.data, calibration.samples
     result = cutting.cut(found, plan, timing, seed=source.seed, data=data, samples=samples, recover=recover)

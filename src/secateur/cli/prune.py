@@ -14,7 +14,7 @@ from secateur.cli.command import Answer
 from secateur.cli.destination import Config, Destination, refuse_existing
 from secateur.cli.registry import Criterion, Spread
 from secateur.cli.results import Cutting, Timing, saved
-from secateur.cli.selection import Calibration, Selection
+from secateur.cli.selection import Calibration, Selection, left_open
 from secateur.cli.source import Source
 from secateur.plan import Plan
 
@@ -63,7 +63,8 @@ def prune(
     planning.check(destination)
     opened = source.open()
     found = opened.study()
-    plan = opened.remembered(selection.plan(found, criterion, allocator, options, calibration))
+    settings = options if selection.target_latency is None else left_open(options)
+    plan = opened.remembered(selection.plan(found, criterion, allocator, settings, calibration))
     planning.keep(plan, destination.force)
     if planning.dry_run:
         return Answer([plan.table()], {"plan": json.loads(plan.to_json())})

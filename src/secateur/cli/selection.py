@@ -64,8 +64,10 @@ class Selection:
             return None
         return Target(macs=self.target_macs, parameters=self.target_params, latency=self.target_latency)
 
-    def plan(self, found: Study, criterion: Scorer | None, allocator: Allocator | None, options: Options, calibration: Calibration) -> Plan:
-        """Decide, on a study of the model."""
+    def plan(
+        self, found: Study, criterion: Scorer | None, allocator: Allocator | None, options: Options | None, calibration: Calibration
+    ) -> Plan:
+        """Decide, on a study of the model; without options by those that suit a target."""
         if self.is_empty:
             raise typer.BadParameter(
                 "Say what goes: --ratio, --ratios, --indices, --heads, --target-macs, --target-params or --target-latency."
@@ -101,6 +103,11 @@ class Selection:
             "target": self.target,
             "exclude": self.exclude,
         }
+
+
+def left_open(options: Options) -> Options | None:
+    """Options that somebody has set; nothing where none of them was."""
+    return None if options == Options() else options
 
 
 def _by_name(what: str, texts: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:

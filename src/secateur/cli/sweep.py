@@ -14,7 +14,7 @@ from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, command_line, refuse_existing
 from secateur.cli.registry import Recovering, SuitedCriterion, SuitedSpread
-from secateur.cli.selection import Calibration
+from secateur.cli.selection import Calibration, left_open
 from secateur.cli.source import Source
 from secateur.rewrite.apply import Prefer
 from secateur.sweep import Sweep
@@ -94,7 +94,7 @@ def sweep(
         criterion=criterion,
         allocator=allocator,
         exclude=sweeping.exclude,
-        options=options,
+        options=left_open(options),
         recover=recover,
         prefer=sweeping.prefer,
         latency=sweeping.latency,

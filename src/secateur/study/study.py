@@ -34,7 +34,7 @@ from secateur.study.decomposition import choose_factors
 from secateur.study.rank_budget import Budget
 from secateur.study.stages import Between, stages
 from secateur.study.wish import USUAL, Decompose, RankChoice
-from secateur.target import Candidates, PredictedLatency, Reached, Target, reach
+from secateur.target import Candidates, PredictedLatency, Reached, Target, closest, reach
 
 
 @dataclass(frozen=True)
@@ -139,29 +139,24 @@ class Study:
             >>> sc.study(model, torch.randn(1, 4)).plan(sc.L2(), ratio=0.5).ratios
             {'0': 0.5}
         """
-        options, settling = settled(allocator, options or Options()) if allocator else (options or Options(), ())
+        options = options or Options(step_size=None if target is not None and target.quantity == "latency" else 1)
+        options, settling = settled(allocator, options) if allocator else (options, ())
         leave = excluded(self.groups, self.model, exclude, tied=self.capture.tied)
         ties = uniform_ties(self.model, self.groups, self.capture.tied) if options.uniform else Ties()
         needed = ratio is not None or ratios or heads is not None or target is not None
         found = scores if scores is not None else self.scores(criterion, data=data, options=options, samples=samples) if needed else {}
+        price = self._priced(allocator)
+        wishes: dict[str, Any] = {"ratios": ratios, "indices": indices, "heads": heads, "exclude": leave, "ties": ties}
 
-        def choose(share: float | None) -> Allocation:
-            allocation = allocate(
-                self.groups,
-                found,
-                ratio=share,
-                ratios=ratios,
-                indices=indices,
-                heads=heads,
-                allocator=self._priced(allocator),
-                exclude=leave,
-                options=options,
-                ties=ties,
-            )
-            return self._legal(allocation, tuple(indices or ()))
+        def decided(options: Options) -> Reached:
+            def choose(share: float | None) -> Allocation:
+                allocation = allocate(self.groups, found, ratio=share, allocator=price, options=options, **wishes)
+                return self._legal(allocation, tuple(indices or ()))
 
-        candidates = self._candidates(choose, tuple(indices or ()), options)
-        reached = Reached(choose(ratio)) if target is None else self._reached(target, candidates, ratio)
+            candidates = self._candidates(choose, tuple(indices or ()), options)
+            return Reached(choose(ratio)) if target is None else self._reached(target, candidates, ratio)
+
+        reached, options = closest(decided, options)
         settings = _settings(criterion, allocator, options, (*settling, *reached.allocation.notes), ratio, target)
         return self._planned(reached.allocation.edits(self.groups), settings | reached.told)
 

@@ -50,7 +50,7 @@ def suited(
 
     With data: by the error behind a refit (``OBS``), or where its covariances take too much memory by what the outputs lose (``Taylor``),
     divided by what channels cost. Without: by the norms of all their weights (``GroupNorm``), in one ranking. A ratio in the place of a
-    target is one for every layer.
+    target is one for every layer. Without options, the widths for a target are multiples that processors like (``step_size=None``).
 
     Args:
         data: what can be read more than once: no iterator.
@@ -60,7 +60,7 @@ def suited(
         data, notes = None, ("what this model calls depends on its weights, so its graph tells nothing of other inputs than the example's",)
     chosen = criterion or (GroupNorm() if data is None else _by_data(found))
     compared = allocator if criterion is not None or allocator is not None else _across(chosen, target)
-    options = options or Options()
+    options = options or Options(step_size=1 if target is None else None)
     if criterion is None and compared is not None:
         options = replace(options, layer_norm="none")
     scores = found.scores(chosen, data=data, options=options, samples=samples)

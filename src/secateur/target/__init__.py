@@ -3,8 +3,8 @@
 from secateur.target.candidates import Candidates
 from secateur.target.latency import Forecast, Stopwatch
 from secateur.target.predicted import PredictedLatency
-from secateur.target.search import Reached, reach
+from secateur.target.search import Reached, closest, reach
 from secateur.target.sizes import remaining
 from secateur.target.target import Target
 
-__all__ = ["Candidates", "Forecast", "PredictedLatency", "Reached", "Stopwatch", "Target", "reach", "remaining"]
+__all__ = ["Candidates", "Forecast", "PredictedLatency", "Reached", "Stopwatch", "Target", "closest", "reach", "remaining"]

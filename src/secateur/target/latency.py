@@ -88,7 +88,7 @@ class LatencySearch:
     """Plan for a predicted part, measure, and plan for another until what is measured lies just within the target.
 
     A prediction is off by a factor that hardly changes from one cut to a similar one, so a part that missed the target is multiplied by
-    what it missed it by, within the parts that were found too slow and fast enough before.
+    what it missed it by, within the parts that were found too slow and fast enough before. Clocks are noisy, so each miss leaves more room.
     """
 
     target: Target
@@ -114,7 +114,8 @@ class LatencySearch:
             share = self._measured(found or self.candidates.at(MOST), part)
             if goal * (1 - NEAR) <= share <= goal or (found is None and share > goal):
                 break
-            wanted = part * goal * (1 - NEAR / 2) / share
+            room = NEAR * (0.5 + (self.tried - 1 if self.best is None else 0))
+            wanted = part * goal * (1 - room) / share
             part = wanted if self._low < wanted < self._high else (self._low + self._high) / 2
         if self.best is None:
             which = "the model that was timed" if self.tried == 1 else f"the fastest of the {self.tried} models that were timed"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from secateur.allocate import Curve
+from secateur.allocate import Curve, even_step
 from secateur.errors import RewriteError
 from secateur.groups import ChannelGroup
 from secateur.measure.layer_times import LayerTimes
@@ -22,11 +22,6 @@ from secateur.score.progress import with_progress
 PARTS = 8
 """Widths at which an operator is timed, from a part of its full width to all of it."""
 Numbers = NDArray[np.float64]
-
-
-def liked(width: int) -> int:
-    """The multiple in which widths are timed: eight, or less where eight would be more than a quarter of the width."""
-    return next(step for step in (8, 4, 2, 1) if step == 1 or width >= 4 * step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +94,7 @@ def _with(operation: Operation, numbers: Numbers) -> Operation:
 
 
 def _unit(base: int) -> int:
-    step = liked(base)
+    step = even_step(base)
     return max(step, -(-base // (PARTS * step)) * step)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from secateur.allocate import Allocation
+from secateur.allocate import Allocation, Options
 from secateur.errors import SelectionError
 from secateur.measure.macs import MacCount
 from secateur.target.candidates import MOST, Candidates
@@ -33,6 +33,8 @@ class Reached:
 
     allocation: Allocation
     forecast: Forecast | None = None
+    missed: float = 0.0
+    """By how much a counted target is missed: what it allows beyond what is left."""
 
     @property
     def told(self) -> dict[str, Any]:
@@ -62,7 +64,23 @@ def reach(
     if isinstance(found, float):
         raise SelectionError(f"{target} cannot be reached: with all that may go, {found:.1%} remain.")
     note = f"target {target.fraction:.1%}, predicted {found.left:.1%}"
-    return Reached(replace(found.allocation, notes=(*found.allocation.notes, note)))
+    return Reached(replace(found.allocation, notes=(*found.allocation.notes, note)), missed=target.fraction - found.left)
+
+
+def closest(decided: Callable[[Options], Reached], options: Options) -> tuple[Reached, Options]:
+    """What is decided with these options, which it also gives; with widths that need be no multiples where a target is missed otherwise."""
+    finer = replace(options, step_size=1)
+    try:
+        reached = decided(options)
+    except SelectionError:
+        if options.step_size is not None:
+            raise
+        return decided(finer), finer
+    if options.step_size is not None or reached.missed <= FAR:
+        return reached, options
+    other = decided(finer)
+    note = f"widths are no multiples of 8, since with such ones the target is missed by {reached.missed:.1%}"
+    return replace(other, allocation=replace(other.allocation, notes=(*other.allocation.notes, note))), finer
 
 
 def _reach_latency(target: Target, candidates: Candidates, predicted: PredictedLatency, stopwatch: Stopwatch) -> Reached:

@@ -1,4 +1,6 @@
-"""Models to try things on, built by name with random weights: `torchvision:NAME`, `timm:NAME`, `hf:NAME`, `smp:NAME`, `diffusers:NAME`.
+"""Models to try things on, built by name with random weights.
+
+They are named `torchvision:NAME`, `timm:NAME`, `hf:NAME`, `smp:NAME`, `diffusers:NAME` or `pyg:NAME` (PyTorch Geometric).
 
 An image size may follow, as in `timm:levit_128s@224`. `build(name)` returns the model, its inputs, and a function that makes
 inputs of another batch size. `python benchmarks/zoo.py SET` prints the names of a set.
@@ -64,6 +66,7 @@ def others() -> list[str]:
     return [f"smp:{kind}-{encoder}" for kind in ("Unet", "FPN") for encoder in ("resnet18", "mobilenet_v2", "efficientnet-b0")] + [
         "diffusers:unet2d",
         "diffusers:dit",
+        *(f"pyg:{name}" for name in _GRAPH_LAYERS),
     ]
 
 
@@ -84,7 +87,7 @@ def build(name: str) -> Built:
     torch.manual_seed(0)
     source, _, rest = name.partition(":")
     plain, _, size = rest.partition("@")
-    builders = {"torchvision": _torchvision, "timm": _timm, "hf": _transformer, "smp": _smp, "diffusers": _diffusers}
+    builders = {"torchvision": _torchvision, "timm": _timm, "hf": _transformer, "smp": _smp, "diffusers": _diffusers, "pyg": _graphs}
     if source not in builders:
         raise SystemExit(f"{name!r} is no name of a model: it starts with none of {', '.join(builders)}.")
     return builders[source](plain, int(size) if size else None)
@@ -186,6 +189,40 @@ def _diffusers(name: str, size: int | None) -> Built:
         return (noise, torch.full((batch,), 7)), {**labels, "return_dict": False}
 
     return model.eval(), inputs(2), inputs
+
+
+_GRAPH_LAYERS = {"gcn": ("GCNConv", 1), "sage": ("SAGEConv", 1), "gat": ("GATConv", 4), "gatv2": ("GATv2Conv", 4), "gin": ("GINConv", 1)}
+
+
+def _graphs(name: str, size: int | None) -> Built:
+    """Two layers of messages between nodes and a classifier of nodes; another batch is a larger graph."""
+    import torch
+    import torch_geometric.nn as layers
+
+    kind, heads = _GRAPH_LAYERS[name]
+
+    class Nodes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = _graph_layer(layers, kind, 12, heads), _graph_layer(layers, kind, 32 * heads, heads)
+            self.head = torch.nn.Linear(32 * heads, 5)
+
+        def forward(self, x: Any, edges: Any) -> Any:
+            return self.head(self.second(self.first(x, edges).relu(), edges).relu())
+
+    def inputs(batch: int) -> Inputs:
+        nodes = 20 * batch
+        return (torch.randn(nodes, 12), torch.randint(0, nodes, (2, 4 * nodes))), {}
+
+    return Nodes().eval(), inputs(2), inputs
+
+
+def _graph_layer(layers: Any, kind: str, width: int, heads: int) -> Any:
+    import torch
+
+    if kind == "GINConv":
+        return layers.GINConv(torch.nn.Sequential(torch.nn.Linear(width, 48), torch.nn.ReLU(), torch.nn.Linear(48, 32)))
+    return getattr(layers, kind)(width, 32, **({"heads": heads} if heads > 1 else {}))
 
 
 _SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}

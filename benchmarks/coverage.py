@@ -46,6 +46,8 @@ def examine(name: str, checks: Sequence[str] = CHECKS) -> dict[str, Any]:
     row["groups"] = sum(layer.prunable for layer in study.layers)
     row["prunable_parameters"], row["prunable_macs"] = study.layers.prunable_parameters, study.layers.prunable_macs
     row["without_rule"] = sorted(set(study.layers.unknown.values()))
+    row["held"] = _held(study)
+    row["nodes"] = sum(node.op == "call_function" for node in study.capture.graph.nodes)
     row["study_s"] = round(time.perf_counter() - start, 2)
     heads = 0.25 if any(layer.kind == "blocks" and layer.prunable for layer in study.layers) else None
     result = sc.apply(study, study.plan(sc.L2(), ratio=0.5, heads=heads))
@@ -58,6 +60,22 @@ def examine(name: str, checks: Sequence[str] = CHECKS) -> dict[str, Any]:
         row[column] = _outcome(lambda step=steps[column]: step(result, model, inputs, other))
     row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return row
+
+
+def _held(study: Any) -> dict[str, float]:
+    """The share of the parameters that cannot go, by reason, the largest first; several reasons may hold one weight."""
+    import torch
+
+    sizes = {name: t.numel() for name, t in study.weights.items() if isinstance(t, torch.nn.Parameter)}
+    kept, reasons = dict.fromkeys(sizes, 1.0), {name: set() for name in sizes}
+    for each in study.coverage.dimensions:
+        if each.tensor in sizes:
+            kept[each.tensor] *= 1 - each.prunable / each.size
+            reasons[each.tensor] |= {each.reason.partition(" (node")[0]} if each.reason else set()
+    shares = {
+        text: sum(kept[n] * sizes[n] for n in sizes if text in reasons[n]) / sum(sizes.values()) for text in set().union(*reasons.values())
+    }
+    return {text: round(share, 4) for text, share in sorted(shares.items(), key=lambda x: -x[1]) if share > 0.005}
 
 
 def examine_peer(name: str) -> dict[str, Any]:
@@ -258,6 +276,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"- torch-pruning {_version('torch-pruning')} on {len(peers)} of these: {ran} were cut and still run with outputs of the same "
             f"shape (whether they compute the same is not checked here)."
         )
+    yield from _why_less(rows)
+    yield from _slowest(rows)
     yield ""
     yield (
         "| model | captured | prunable parameters | prunable MACs | left: parameters | left: MACs | result | proof error "
@@ -267,6 +287,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for r in rows:
         yield _line(r)
     yield ""
+
+
+def _why_less(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What keeps more than a tenth of a model's parameters whole, by reason, where the rows tell."""
+    less = [r for r in rows if r.get("held") and r.get("prunable_parameters", 1) < 0.9]
+    by_reason: dict[str, list[str]] = {}
+    for r in less:
+        reason, share = next(iter(r["held"].items()))
+        by_reason.setdefault(reason, []).append(f"{r['model']} ({share:.0%})")
+    if by_reason:
+        yield "\nWhere less than 90 % of the parameters can be cut, what holds most of the rest, with its share:\n"
+        yield from (f"- {reason}: {', '.join(models)}" for reason, models in by_reason.items())
+
+
+def _slowest(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The ten rows that took longest, with the part of it that is capture and analysis."""
+    timed = sorted((r for r in rows if "total_s" in r), key=lambda r: -r["total_s"])[:10]
+    if timed:
+        yield "\nThe ten that took longest, from capture to proof (of a graph also `torch.export` and a second analysis):\n"
+        yield from (f"- {r['model']}: {r['total_s']} s, {r['study_s']} s of them capture and analysis; {r['kind']}" for r in timed)
+        yield "\nHow analysis and rewriting scale by themselves is in [Scaling](scaling.md)."
 
 
 def _line(r: Mapping[str, Any]) -> str:

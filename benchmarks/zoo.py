@@ -58,7 +58,7 @@ def timm_all() -> list[str]:
 
 def transformers_all() -> list[str]:
     """Small random configurations of transformers' architectures."""
-    return [f"hf:{name}" for name in _TRANSFORMERS]
+    return [f"hf:{name}" for name in _TRANSFORMERS] + [f"hf:{name}-head" for name in _HEADS]
 
 
 def others() -> list[str]:
@@ -243,6 +243,21 @@ _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100, "bos_token_i
 _T5 = {"num_heads": 4, "num_layers": 2, "d_model": 64, "d_ff": 128, "d_kv": 16, "vocab_size": 100, **_TOKENS, "decoder_start_token_id": 1}
 _WHISPER = {**_SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 32}
 
+# The same architectures with a head for a task: what they return is no longer the stream itself, whose width then is free.
+_HEADS = {
+    "bert": "BertForSequenceClassification",
+    "xlm_roberta": "XLMRobertaForSequenceClassification",
+    "deberta_v2": "DebertaV2ForSequenceClassification",
+    "mpnet": "MPNetForSequenceClassification",
+    "whisper": "WhisperForConditionalGeneration",
+    "wav2vec2": "Wav2Vec2ForCTC",
+    "hubert": "HubertForCTC",
+    "vit": "ViTForImageClassification",
+    "deit": "DeiTForImageClassification",
+    "beit": "BeitForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+}
+
 # For each name: the model's class, its configuration's class, the settings, and which inputs it takes.
 _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "bert": ("BertModel", "BertConfig", _TEXT, "masked"),
@@ -396,7 +411,9 @@ def _transformer(name: str, size: int | None) -> Built:
     import torch
     import transformers
 
-    model_class, config_class, settings, kind = _TRANSFORMERS[name]
+    plain, head, _ = name.partition("-head")
+    model_class, config_class, settings, kind = _TRANSFORMERS[plain]
+    model_class = _HEADS[plain] if head else model_class
     config = getattr(transformers, config_class)(**settings)
     model = getattr(transformers, model_class)(config).eval()
 

@@ -162,5 +162,5 @@ CASES = [
     Case("mapped", tf.Mapped, VECTORS, recorded=True),
     Case("forces", tf.Forces, VECTORS, recorded=True),
     Case("unknown_operator", wh.Unknown, VECTORS, whole="secateur_tests.mixed"),
-    Case("rolled", wh.Rolled, VECTORS, whole="roll"),
+    Case("rolled", wh.Rolled, VECTORS),
 ]

@@ -111,11 +111,17 @@ def test_group_norms_keep_equally_many_of_each_group(groups: int, rows: list[tup
 
 
 @pytest.mark.parametrize(
-    "function", [F.max_pool1d, F.avg_pool1d, lambda a, k: F.adaptive_avg_pool1d(a, k), lambda a, k: F.interpolate(a, scale_factor=k)]
+    "function", [F.max_pool1d, lambda a, k: F.adaptive_avg_pool1d(a, k), lambda a, k: F.interpolate(a, scale_factor=k)]
 )
 def test_pooling_and_resampling_pass_channels(function: object) -> None:
     met = found(lambda a: function(a, 2).exp(), (2, 3, 4))  # type: ignore[operator]
     assert (met["a0"], met["a1"], met["a2"]) == (own("a0", 2), own("a1", 3), whole(4))
+
+
+def test_a_mean_of_neighbours_passes_what_it_does_not_run_over() -> None:
+    met = found(lambda a: F.avg_pool2d(a, (1, 2)).exp(), (2, 3, 4, 6))
+    assert [met[f"a{d}"] for d in range(4)] == [own(f"a{d}", size) for d, size in enumerate((2, 3, 4, 6))]
+    assert (frozenset({3}), False) in met.fields("aten.avg_pool2d")
 
 
 def test_sums_end_the_labels_that_they_run_over() -> None:

@@ -95,7 +95,7 @@ def test_expanded_rows_are_as_many_as_what_they_are_joined_with_keeps() -> None:
 
 
 def test_expanded_positions_hold_the_labels_that_they_meet() -> None:
-    met = found(lambda a, b: a.expand(5, 3).roll(1, 0) + b, (1, 3), (5, 3))
+    met = found(lambda a, b: a.expand(5, 3).sort(0)[0] + b, (1, 3), (5, 3))
     assert (met["b0"], met["b1"]) == (whole(5), own("a1", 3))
 
 
@@ -137,8 +137,22 @@ def test_a_reversed_dimension_has_its_labels_in_reverse(axis: int) -> None:
     assert met["b0"] == [f"a{axis}[{i}]" for i in (2, 1, 0)]
 
 
-@pytest.mark.parametrize("function", [lambda a: torch.roll(a, 1, 1), lambda a: a.rot90(1, [0, 1]).mT, lambda a: a.sort(1)[0], torch.triu])
+@pytest.mark.parametrize("function", [lambda a: a.rot90(1, [0, 1]).mT, lambda a: a.sort(1)[0], torch.triu])
 def test_operators_that_look_at_the_order_hold_it(function: object) -> None:
     met = found(lambda a: function(a).exp(), (3, 4))  # type: ignore[operator]
     assert met["a1"] == whole(4)
     assert "order" in met.why("a1")
+
+
+@pytest.mark.parametrize("function", [lambda a: a.roll(1, 1), lambda a: torch.fft.fft(a, dim=1).real, lambda a: F.avg_pool1d(a, 3, 1, 1)])
+def test_what_is_mixed_along_a_dimension_may_go_and_what_comes_of_it_takes_the_labels_that_it_meets(function: object) -> None:
+    met = found(lambda a, b: function(a) + b, (3, 4), (1, 4))  # type: ignore[operator]
+    assert (met["a0"], met["a1"], met["b1"]) == (own("a0", 3), own("a1", 4), own("b1", 4))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda a: a.roll(1), lambda a: a.diff(dim=1, prepend=torch.ones(3, 1)), lambda a: a.view(3, 2, 2).roll(1, 2)]
+)
+def test_what_is_mixed_together_with_more_stays(function: object) -> None:
+    met = found(lambda a: function(a).exp(), (3, 4))  # type: ignore[operator]
+    assert met["a1"] == whole(4)

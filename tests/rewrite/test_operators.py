@@ -111,6 +111,15 @@ PASSED = {
     "scattered over others": lambda a, b: b.scatter_reduce(1, ENDS[None, :, None].repeat(2, 1, 8), a, "amax", include_self=False),
     "scattered heads": edges,
     "fourier": lambda a, b: torch.fft.irfft(torch.fft.rfft(a, dim=1), n=4, dim=1) + torch.fft.fft2(b, dim=(0, 1)).real,
+    "fourier along channels": lambda a, b: torch.fft.fft(a, dim=-1).real * b,
+    "fourier there and back": lambda a, b: torch.fft.irfft(torch.fft.rfft(a, dim=-1) * 2, n=8, dim=-1) + b,
+    "fourier over tokens and channels": lambda a, b: torch.fft.fft2(a).real + b,
+    "local response norm": lambda a, b: F.local_response_norm(a.mT, 3).mT + b,
+    "mean of neighbours": lambda a, b: F.avg_pool1d(a, 3, stride=1, padding=1) + b,
+    "mean of pairs": lambda a, b: F.avg_pool1d(a, 2) * b.mean(-1, keepdim=True),
+    "rolled": lambda a, b: a.roll(3, -1) + b,
+    "rolled onto itself": lambda a, b: a.roll((1, 2), (1, 2)) * a + b,
+    "differences": lambda a, b: a.diff(dim=-1) * b.mean(-1, keepdim=True),
     "complex": rotated,
     "complex parts": lambda a, b: torch.complex(a, b).abs() + torch.polar(a.exp(), b).imag,
     "zeroed in place": cleared,
@@ -128,3 +137,29 @@ def test_channels_go_through(name: str) -> None:
     assert cut.dead.any()
     assert prove(cut, rewrite_graph(cut), [found.capture.flat_inputs()]).error <= 1e-9
     assert rewrite(cut).proof.error <= 1e-9
+
+
+class Relative(nn.Module):
+    """Attention of heads that lie in the batch dimension, by scores of distances that are gathered there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.near = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q = self.first(x).view(batch, tokens, 3, 4).transpose(1, 2).reshape(-1, tokens, 4)
+        places = (torch.arange(tokens)[:, None] + torch.arange(tokens)) % 7
+        scores = torch.gather(self.near(q), -1, places.expand(q.shape[0], tokens, tokens))
+        return self.last((scores @ q).view(batch, 3, tokens, 4).transpose(1, 2).reshape(batch, tokens, -1))
+
+
+def test_an_open_batch_stays_open_where_heads_lie_in_it() -> None:
+    model = Relative().eval()
+    found = study(model, torch.randn(2, 6, 5))
+    heads = next(g for g in found.groups if g.kind == "blocks" and g.prunable)
+    small = rewrite(found.cut(found.plan(indices={heads.name: [1]})), prefer="graph").model
+    x = torch.randn(5, 6, 5)
+    assert small(x).shape == (5, 6, 3)
+    torch.testing.assert_close(small(x)[:2], small(x[:2]))

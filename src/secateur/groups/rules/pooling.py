@@ -6,7 +6,7 @@ from secateur.groups.fields import Fields
 from secateur.groups.meeting import Shaped, meet
 from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
-_NAMES = [f"aten.{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in (1, 2, 3)]
+_NAMES = [f"aten.{kind}_pool{n}d" for kind in ("max", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in (1, 2, 3)]
 _NAMES += [f"aten.max_pool{n}d_with_indices" for n in (1, 2, 3)]
 _UPSAMPLE = [
     f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")

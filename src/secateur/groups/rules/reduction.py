@@ -109,7 +109,7 @@ def running(call: Call) -> Outcome:
 
 
 @rule("aten.sort", "aten.argsort", "aten.msort", "aten.topk", "aten.kthvalue", "aten.mode", "aten.nanmedian", "aten.quantile")
-@rule("aten.roll", "aten.rot90", "aten.argmax", "aten.argmin", "aten.tril", "aten.triu", "aten.renorm", "aten.diff")
+@rule("aten.rot90", "aten.argmax", "aten.argmin", "aten.tril", "aten.triu", "aten.renorm")
 def ordered(call: Call) -> Outcome:
     """Operators to which the order along a dimension matters: labels along it stay."""
     x = call["self"]

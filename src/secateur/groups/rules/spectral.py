@@ -8,15 +8,17 @@ from secateur.groups.fields import Field
 from secateur.groups.meeting import flattened
 from secateur.groups.rules.indexing import hold
 from secateur.groups.rules.registry import Call, Outcome, rule
+from secateur.groups.rules.sliding import slide
 
-_TRANSFORMS = [f"aten.fft_{kind}fft{size}" for kind, size in product(("", "i", "r", "ir", "h", "ih"), ("", "2", "n"))]
+TRANSFORMS = [f"aten.fft_{kind}fft{size}" for kind, size in product(("", "i", "r", "ir", "h", "ih"), ("", "2", "n"))]
+TRANSFORMS += ["aten.fft_fftshift", "aten.fft_ifftshift"]
 
 
-@rule(*_TRANSFORMS, "aten.fft_fftshift", "aten.fft_ifftshift")
+@rule(*TRANSFORMS, pliant=True)
 def transform(call: Call) -> Outcome:
-    """Every result along a transformed dimension depends on all positions."""
+    """Every result along a transformed dimension depends on all positions, where zeros count for those that went."""
     x = call["self"]
-    return hold(call, x, call.dims(call.args.get("dim"), len(x.shape)), "a Fourier transform runs over it")
+    return slide(call, x, call.dims(call.args.get("dim"), len(x.shape)), "a Fourier transform runs over it")
 
 
 @rule("aten.stft")

@@ -100,10 +100,10 @@ class Site:
         with self.new.graph.inserting_before(self.new):
             return self.new.graph.get_attr(f"_{stem}_{number}")
 
-    def spread(self, node: Any, dim: int, kept: Mask) -> fx.Node:
-        """A tensor with zeros at the positions of a dimension that went."""
+    def spread(self, node: Any, dim: int, kept: Mask, rank: int) -> fx.Node:
+        """A tensor of so many dimensions with zeros at the positions of one that went."""
         with self.new.graph.inserting_before(self.new):
-            pads = [0, 0] * (len(self.source("input")[1]) - 1 - dim) + [0, 1]
+            pads = [0, 0] * (rank - 1 - dim) + [0, 1]
             padded = self.new.graph.call_function(torch.ops.aten.constant_pad_nd.default, (node, pads))
         places = np.where(kept, np.cumsum(kept) - 1, int(kept.sum()))
         table = self.constant(torch.as_tensor(places), "positions")

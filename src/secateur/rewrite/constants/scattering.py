@@ -29,6 +29,17 @@ def _narrowed(site: Site, node: object, dims: Iterable[int]) -> fx.Node:
     assert isinstance(node, fx.Node)
     for dim in dims:
         if site.shape[dim] != site.dense[dim]:
+            end = _end(site, node, dim)
             with site.new.graph.inserting_before(site.new):
-                node = site.new.graph.call_function(aten.slice.Tensor, (node, dim, 0, site.shape[dim]))
+                node = site.new.graph.call_function(aten.slice.Tensor, (node, dim, 0, end))
     return node
+
+
+def _end(site: Site, node: fx.Node, dim: int) -> fx.Node | int:
+    """The new size: that of the values beside it where those are as wide, so that a size that heads share with an open batch stays open."""
+    name = "src" if "src" in site.names else site.names[0]
+    values, (_, dense) = site.new.args[site.names.index(name)], site.source(name)
+    if values is node or not isinstance(values, fx.Node) or dense[dim] != site.dense[dim]:
+        return site.shape[dim]
+    with site.new.graph.inserting_before(site.new):
+        return site.new.graph.call_function(aten.sym_size.int, (values, dim))

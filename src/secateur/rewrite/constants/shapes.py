@@ -73,7 +73,7 @@ def convolution(site: Site) -> None:
     fields, dense = site.source("input")
     for dim in range(2, len(dense)):
         if not (kept := site.cut.along(fields, dim, dense[dim])).all():
-            site.new.update_arg(0, site.spread(site.new.args[0], dim, kept))
+            site.new.update_arg(0, site.spread(site.new.args[0], dim, kept, len(dense)))
     made = {dim: kept for dim in range(2, len(dense)) if not (kept := site.cut.along(site.fields, dim, site.dense[dim])).all()}
     if made:
         site.select(made)

@@ -45,7 +45,7 @@ def _held_shares(group: ChannelGroup) -> dict[str, float]:
     """The share of each tensor that lies at the group's channels, along whichever dimension: each element counts once."""
     others: dict[str, float] = {}
     for member in group.members:
-        others[member.tensor] = others.get(member.tensor, 1.0) * (1 - len(member.positions) / member.length)
+        others[member.tensor] = others.get(member.tensor, 1.0) * (1 - member.share)
     return {name: 1 - share for name, share in others.items()}
 
 

@@ -11,8 +11,10 @@ COMPUTED = ("weight_norm", "spectral_norm", "standardised")
 """Weights that a layer computes from others."""
 SLID_OVER = ("neighbouring_channels",)
 """Channels that lie side by side for a kernel, where one more is seen by its neighbours."""
+MULTIPLIED = ("second_order",)
+"""Channels of one layer that are multiplied with each other."""
 CONVOLUTIONAL = [c for c in CASES if c.build.__module__ == "networks.convolutional" or "decoder" in c.name]
-FOLLOWED = [c for c in CONVOLUTIONAL if c.name not in COMPUTED + SLID_OVER] + [c for c in CASES if c.name == "patch_merging"]
+FOLLOWED = [c for c in CONVOLUTIONAL if c.name not in COMPUTED + SLID_OVER + MULTIPLIED] + [c for c in CASES if c.name == "patch_merging"]
 
 
 def classes_found(case: Case) -> dict[frozenset[Slot], bool]:

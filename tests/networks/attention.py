@@ -278,6 +278,20 @@ class Mixer(nn.Module):
         return self.head(x.mean(1))
 
 
+class SpatialGating(nn.Module):
+    """Half of the channels is mixed along tokens by a convolution and multiplied with the other half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.embed = nn.Linear(10, 12), nn.Linear(12, 2 * WIDTH)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)
+        self.along = nn.Conv1d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, mixed = F.gelu(self.embed(F.relu(self.first(x)))).chunk(2, -1)
+        return self.head((kept * self.along(self.norm(mixed))).mean(1))
+
+
 class PatchMerging(nn.Module):
     """Four neighbours side by side make one token."""
 

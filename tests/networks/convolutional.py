@@ -159,6 +159,19 @@ class GroupedDecoder(nn.Module):
         return self.out(self.each(self.mix(F.relu(self.up(self.stem(x))))))
 
 
+class SecondOrder(nn.Module):
+    """Pooling of all products of two channels, as in bilinear networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv(x).relu().flatten(2)
+        products = torch.bmm(features, features.transpose(1, 2)) / features.shape[-1]
+        return self.head(products.flatten(1))
+
+
 class SqueezeExcite(nn.Module):
     """Channels scaled by a gate that is computed from all of them."""
 

@@ -16,7 +16,7 @@ from secateur.capture.capture import Capture
 from secateur.capture.record import record
 from secateur.errors import FileError, ModelError, SelectionError
 from secateur.score import L2, OBS, SNP, Fisher, NuclearNorm, Scorer, Taylor, Variance, calibrate, gather, score_groups
-from secateur.score.batches import batches, held
+from secateur.score.batches import batches, calibration_inputs, held
 
 
 class Two(nn.Module):
@@ -252,3 +252,34 @@ def test_tokens_in_front_of_samples_do_not_matter() -> None:
         observed = calibrate(solution, groups, [NuclearNorm()], data)
         found.append(NuclearNorm()(groups[0], gather(solution, observed=observed)))
     torch.testing.assert_close(found[0], found[1])
+
+
+class Message(nn.Module):
+    """Nodes of a graph, and where its edges go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        hidden = self.first(nodes).relu()
+        return self.last(torch.zeros_like(hidden).index_add(0, edges[1], hidden[edges[0]]))
+
+
+def graphs(count: int) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(5, 3), torch.randint(0, 5, (2, 9))) for _ in range(count)]
+
+
+def test_batches_without_a_common_first_dimension_are_taken_whole() -> None:
+    capture, given = record(Message(), graphs(1)[0]), graphs(4)
+    found = list(batches(given, capture, samples=3))
+    assert [(b.size, b.valid) for b in found] == [(1, 1)] * 3
+    assert all(
+        torch.equal(ours, theirs) for b, pair in zip(found, given, strict=False) for ours, theirs in zip(b.leaves, pair, strict=True)
+    )
+    assert len(list(calibration_inputs(capture, given))) == 4
+
+
+def test_batches_that_are_taken_whole_have_the_shapes_of_the_example() -> None:
+    with pytest.raises(ModelError, match=r"has the shape .4, 3., .* batches are taken whole"):
+        list(batches([(torch.randn(4, 3), torch.randint(0, 4, (2, 9)))], record(Message(), graphs(1)[0]), samples=None))

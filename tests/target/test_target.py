@@ -114,7 +114,7 @@ def test_a_larger_budget_never_leaves_less() -> None:
     assert left == sorted(left)
 
 
-@pytest.mark.parametrize("name", ["residual", "fused_qkv", "grouped", "channel_shuffle"])
+@pytest.mark.parametrize("name", ["residual", "fused_qkv", "grouped", "channel_shuffle", "translation", "steps_with_memory"])
 def test_what_is_counted_is_what_the_smaller_model_has(name: str) -> None:
     found = studied(BY_NAME[name])
     plan = found.plan(Random(), ratio=0.5)

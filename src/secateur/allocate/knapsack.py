@@ -83,7 +83,7 @@ class Knapsack:
         saved = 0.0
         for member in group.members:
             others = [max(share, LEAST) for dim, share in left[member.tensor].items() if dim != member.dim]
-            share = len(member.positions) / member.length / group.size
+            share = member.share / group.size
             saved += self.costs.get(member.tensor, 0.0) * share * float(np.prod(others))
         return ladder.scores / saved if saved else ladder.scores
 
@@ -122,5 +122,5 @@ def _left(ladders: Sequence[Ladder], taken: Mapping[str, float]) -> Left:
     for each in ladders:
         gone = taken[each.name] * sum(each.pool.take) / max(each.pool.group.size, 1)
         for member in each.pool.group.members:
-            left[member.tensor][member.dim] -= gone * len(member.positions) / member.length
+            left[member.tensor][member.dim] -= gone * member.share
     return left

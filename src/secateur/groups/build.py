@@ -53,20 +53,29 @@ class _Builder:
         return _group(name, "channels", family, order, members)
 
     def blocks(self, family: Family) -> ChannelGroup:
-        """A group of whole blocks: everything inside them is a member, and what has one position for each of them."""
-        inside = self.solution.inside[:, family.classes].tocoo()
-        thread, block = (each.astype(np.int64) for each in inside.coords)
+        """A group of whole blocks: everything inside them is a member, and what has one position for each of them.
+
+        Blocks that hold nothing but each other, as in an outer product of a layer's channels with themselves, are its channels.
+        """
+        held = self.solution.inside[:, family.classes].tocoo()
+        thread, block = (each.astype(np.int64) for each in held.coords)
         first = np.full(family.classes.size, np.iinfo(np.int64).max)
         np.minimum.at(first, block, self.first_of_thread[thread])
         order = np.argsort(first, kind="stable")
         number = np.argsort(order)
         (within, of), (own, of_own) = self.of_thread.of(thread), self.of_class.of(family.classes)
         places, channels = np.concatenate([within, own]), np.concatenate([number[block[of]], number[of_own]])
-        last = np.lexsort((channels, places))
-        last = last[np.diff(places[last], append=-1) != 0]
-        members = self.places.members(np.zeros(last.size, dtype=np.int64), channels[last], places[last]).get(0, ())
-        name = self.names.block_name(members, np.unique(self.classes[places[last]]).tolist())
-        return _group(name, "blocks", family, order, members)
+        places, channels = np.unique(np.stack([places, channels]), axis=1)
+        inside = np.unique(self.classes[places])
+        if np.isin(inside, family.classes).all():
+            return self._channels(family, order, self._members(places, channels))
+        last = np.diff(places, append=-1) != 0
+        members = self._members(places[last], channels[last])
+        return _group(self.names.block_name(members, inside.tolist()), "blocks", family, order, members)
+
+    def _members(self, places: Labels, channels: Labels) -> tuple[Member, ...]:
+        """The members of one group, whose places may belong to several of its channels."""
+        return self.places.members(np.zeros(places.size, dtype=np.int64), channels, places).get(0, ())
 
     def first_of(self, group: ChannelGroup) -> int:
         """Where a group stands among the others: by its first label."""

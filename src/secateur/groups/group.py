@@ -33,6 +33,11 @@ class Member:
     rows: int = 1
     """Groups of a grouped convolution whose dimension 1 this is, else 1."""
 
+    @cached_property
+    def share(self) -> float:
+        """The part of the dimension that belongs to the group; a position of several channels counts once."""
+        return float(np.unique(self.positions).size / self.length)
+
     def fold(self, values: Tensor, size: int) -> Tensor:
         """Add up a tensor of the weight's shape over all but the channels: shape ``(size,)``."""
         flat = self.flatten(values).sum(1)

@@ -190,6 +190,8 @@ def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: i
     tensors = own_tensors(root)
     full, weight = capture.leaf(dense.weight).detach(), tensors[small.weight]
     masks = slices.kept.get(dense.weight, {})
+    if "origin" not in small.node.meta:
+        return "its outputs are cut along a dimension that its kernel slides over"
     rows = _positions(masks.get(1 - _input_dim(dense)), full.shape[1 - _input_dim(dense)])
     if len(rows) != weight.shape[1 - _input_dim(dense)]:
         return "its outputs go with whole groups of inputs"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from secateur.capture.capture import Fact
+from secateur.capture.normalize.edit import infer
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import rewrite_graph
 
@@ -23,6 +24,8 @@ def planned_graph(cut: Cut, program: fx.GraphModule | None = None, *, values: bo
             node.meta["fact"] = replace(fact, shape=tuple(leaf.shape))
         elif origin is not None:
             node.meta["fact"] = _new_fact(cut, origin)
+        elif node.op == "call_function" and "fact" not in node.meta:
+            infer(node)
     return program
 
 

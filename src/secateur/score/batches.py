@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def batches(data: Data, capture: Capture, *, samples: int | None) -> Iterator[Ba
 
     ``data`` is an iterable of batches, a tensor or array of samples, a torch dataset, the path of a ``.npy`` or ``.npz`` file or
     of a folder of images, or ``module:function`` that returns any of these. A batch is a tensor, a sequence of inputs in order, or a
-    mapping by the names of inputs; what the model does not take, such as labels, is left aside. Images are brought to
+    mapping by the names of inputs; what the model does not take, such as labels, is left aside. Where the inputs of a model do not
+    all have the samples along their first dimension, each batch counts as one sample and has the shapes of the example inputs. Images are
+    brought to
     the captured size, scaled to [0, 1] and normalised by the mean and deviation customary for ImageNet.
 
     Raises :class:`~secateur.errors.ModelError` for samples that the model does not take: other shapes, numbers of another kind
@@ -51,7 +54,10 @@ def batches(data: Data, capture: Capture, *, samples: int | None) -> Iterator[Ba
     if samples is not None and samples < 1:
         raise SelectionError(f"samples is {samples}; it is the largest number of calibration samples, from 1 up, or None for all.")
     example = capture.flat_inputs()
-    size = _batch_size(example)
+    size = batch_size(example)
+    if size is None:
+        yield from islice(_whole(data, capture), samples)
+        return
     waiting: list[Tensor] | None = None
     left = samples
     for given in _opened(data, capture):
@@ -92,16 +98,17 @@ def calibration_inputs(
     waiting: list[Batch] = []
     for batch in batches(data, capture, samples=samples):
         waiting.append(batch)
-        if sum(b.size for b in waiting) >= together or _lists(capture):
+        if sum(b.size for b in waiting) >= together or _apart(capture):
             yield _joined_inputs(capture, waiting)
             waiting = []
     if waiting:
         yield _joined_inputs(capture, waiting)
 
 
-def _lists(capture: Capture) -> bool:
-    """Whether an input is a list of tensors, such as images of different sizes, which do not join."""
-    return any(isinstance(value, list | tuple) for value in (*capture.args, *capture.kwargs.values()))
+def _apart(capture: Capture) -> bool:
+    """Whether batches do not join: an input is a list of tensors, such as images of different sizes, or batches are whole graphs."""
+    lists = any(isinstance(value, list | tuple) for value in (*capture.args, *capture.kwargs.values()))
+    return lists or batch_size(capture.flat_inputs()) is None
 
 
 def _joined_inputs(capture: Capture, parts: Sequence[Batch]) -> tuple[Any, dict[str, Any]]:
@@ -127,13 +134,26 @@ def _batch(example: Sequence[Any], tensors: Sequence[Tensor], size: int, valid: 
     return Batch(tuple(next(supply) if isinstance(x, Tensor) else x for x in example), size, valid)
 
 
-def _batch_size(example: Sequence[Any]) -> int:
+def batch_size(example: Sequence[Any]) -> int | None:
+    """Samples in a batch like the example; none where not all inputs have them along their first dimension, as graphs do."""
     sizes = {len(x) for x in example if isinstance(x, Tensor) and x.ndim}
     if len(sizes) != 1 or any(isinstance(x, Tensor) and not x.ndim for x in example):
-        raise ModelError(
-            "Calibration needs inputs that all have the samples along their first dimension; those of this model differ in its length."
-        )
+        return None
     return sizes.pop()
+
+
+def _whole(data: Data, capture: Capture) -> Iterator[Batch]:
+    """Batches as they are given, each of which counts as one sample."""
+    example = capture.flat_inputs()
+    for given in _opened(data, capture):
+        leaves = _fitted(_leaves(given, capture), example)
+        for leaf, model in zip(leaves, example, strict=True):
+            if isinstance(model, Tensor) and leaf.shape != model.shape:
+                raise ModelError(
+                    f"A calibration batch has the shape {tuple(leaf.shape)}, the example input {tuple(model.shape)}. The inputs of this "
+                    "model do not all have samples along their first dimension, so batches are taken whole, in the shapes of the example."
+                )
+        yield Batch(tuple(leaf if isinstance(leaf, Tensor) else x for leaf, x in zip(leaves, example, strict=True)), 1, 1)
 
 
 def _leaves(given: Any, capture: Capture) -> list[Any]:

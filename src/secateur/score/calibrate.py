@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from secateur.errors import ModelError
 from secateur.groups.group import ChannelGroup
 from secateur.groups.solve import Solution
-from secateur.score.batches import Batch, Data, batches
+from secateur.score.batches import Batch, Data, batch_size, batches
 from secateur.score.combine import Combine, Part
 from secateur.score.observer import Call, DataScorer, GradientObserver, Observer
 from secateur.score.progress import with_progress
@@ -70,8 +70,7 @@ def _run(solution: Solution, observers: Sequence[Observer], data: Data, samples:
 
 
 def _runs(samples: int | None, example: Sequence[Any]) -> int | None:
-    size = next((len(x) for x in example if isinstance(x, torch.Tensor) and x.ndim), 1)
-    return None if samples is None else -(-samples // size)
+    return None if samples is None else -(-samples // (batch_size(example) or 1))
 
 
 class _Watch(fx.Interpreter):
@@ -107,9 +106,8 @@ class _Watch(fx.Interpreter):
         for observer in self._observers.get(n, ()):
             observer.see(call)
         if n in self._graded:
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            self._calls[n] = replace(call, output=output)
+            output = _differentiable(output)
+            self._calls[n] = replace(call, output=output[0] if isinstance(output, tuple) else output)
         return output
 
     def _show_gradients(self, outputs: Any) -> None:
@@ -124,6 +122,13 @@ class _Watch(fx.Interpreter):
             for observer in self._observers[node]:
                 if gradient is not None and isinstance(observer, GradientObserver):
                     observer.see_gradient(call, gradient)
+
+
+def _differentiable(output: Any) -> Any:
+    """A tensor that gradients reach; of what recurrent layers return, their outputs, not their last states."""
+    if isinstance(output, list | tuple):
+        return (_differentiable(output[0]), *output[1:])
+    return output if output.requires_grad else output.detach().requires_grad_()
 
 
 def projected(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

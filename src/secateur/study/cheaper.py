@@ -140,7 +140,7 @@ def _weighing(
     groups = [group for group in study.groups if group.prunable and group.name not in alone]
     rows = admitted(study.decomposable, study.model, exclude)
     wish, seen = observed(study.model, rows, replace(wish, fit=wish.fit or "inputs"), held, everything=True)
-    more = [name for name in layers_of(groups, study.decomposable) if name not in seen.moments]
+    more = [name for name in layers_of(study.model, groups, study.decomposable) if name not in seen.moments]
     seen = replace(seen, moments={**seen.moments, **input_moments(study.model, more, held)})
     removals = {group.name: removal_of(study.model, group, study.decomposable, seen) for group in groups}
     budget = Budget.of_target(target, target, study.macs.total, study.parameters)

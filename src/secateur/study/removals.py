@@ -114,7 +114,8 @@ def _spread(member: Member, picked: NDArray[np.int64], size: int, covariance: Te
     return whole, read
 
 
-def layers_of(groups: Sequence[ChannelGroup], layers: DecomposableLayers) -> Mapping[str, Decomposable]:
+def layers_of(model: nn.Module, groups: Sequence[ChannelGroup], layers: DecomposableLayers) -> Mapping[str, Decomposable]:
     """The plain layers that read channels of any group, by name."""
     names = (member.tensor.removesuffix(".weight") for group in groups for member in group.members if member.role == "reads")
-    return {layers[name].name: layers[name] for name in names if name in layers}
+    known = {layers[name].name: layers[name] for name in names if name in layers}
+    return {name: row for name, row in known.items() if isinstance(read_spec(model.get_submodule(name), trust_forward=True), LayerSpec)}

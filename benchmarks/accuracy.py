@@ -79,7 +79,7 @@ class Way:
 WAYS = (
     Way("L2", sc.L2(), sc.Nothing()),
     Way("L2 + batch norm", sc.L2(), sc.BatchNorm(samples=None)),
-    Way("L2 + means, no data", sc.L2(), sc.FoldMeans()),
+    Way("L2 + means, no data", sc.L2(), sc.FoldMeans(variances=False)),
     Way("L2 + refit", sc.L2(), sc.Refit(samples=None)),
     Way("L2 + refit + batch norm", sc.L2(), Both(sc.Refit(samples=None), sc.BatchNorm(samples=None))),
     Way("OBS + refit", sc.OBS(), sc.Refit(samples=None)),
@@ -88,7 +88,9 @@ WAYS = (
     Way("Taylor, knapsack + refit", sc.Taylor(), sc.Refit(samples=None), sc.Knapsack()),
     Way("compress with data: OBS, knapsack + refit", sc.OBS(), sc.Refit(samples=None), sc.Knapsack()),
     Way("group norm, ranked", sc.GroupNorm(), sc.Nothing(), sc.GlobalRank()),
-    Way("compress without data: group norm, ranked + means", sc.GroupNorm(), sc.FoldMeans(), sc.GlobalRank()),
+    Way("group norm, ranked + means", sc.GroupNorm(), sc.FoldMeans(variances=False), sc.GlobalRank()),
+    Way("signal, ranked + means", sc.Signal(), sc.FoldMeans(variances=False), sc.GlobalRank()),
+    Way("compress without data: signal, ranked + means and variances", sc.Signal(), sc.FoldMeans(), sc.GlobalRank()),
     Way("group norm, ranked + batch norm", sc.GroupNorm(), sc.BatchNorm(samples=None), sc.GlobalRank()),
 )
 THEIRS = ("torch-pruning", "torch-pruning + batch norm")

@@ -26,7 +26,7 @@ from secateur.plan import Factorize, Plan, Prune
 from secateur.recover import Attention, BatchNorm, FoldMeans, Merge, Nothing, Refit, Standard, reestimate_batch_norm
 from secateur.result import Result
 from secateur.rewrite import Proof
-from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, Index, NuclearNorm, Random, Taylor, Variance
+from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, Index, NuclearNorm, Random, Signal, Taylor, Variance
 from secateur.study import Study, study
 from secateur.study.cheaper import Cheaper
 from secateur.study.wish import Decompose
@@ -85,6 +85,7 @@ __all__ = [
     "SecateurError",
     "SelectionError",
     "Sensitivity",
+    "Signal",
     "Slamp",
     "SpatialSVD",
     "Standard",

@@ -144,7 +144,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
 
     Args:
         criterion: how channels are scored. By default by the error that a refit leaves (:class:`~secateur.OBS`) where there are data, else
-            by the norms of all their weights (:class:`~secateur.GroupNorm`).
+            by the part of the signal that weights and norms expect of them (:class:`~secateur.Signal`).
         allocator: how layers are compared. By default, for a target and where no criterion is named, by loss for each MAC or parameter
             (:class:`~secateur.Knapsack`), without data in one ranking; otherwise each layer loses the same ratio.
         target: what may remain of MACs, parameters or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.

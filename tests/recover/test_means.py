@@ -66,6 +66,20 @@ def test_a_batch_norm_behind_takes_the_shift() -> None:
     torch.testing.assert_close(small.tail[1].running_mean, -model.tail[0].weight[:, :, 0, 0] @ mean, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("variances", [True, False])
+def test_a_batch_norm_behind_expects_what_the_kept_channels_vary_by(bias: bool, variances: bool) -> None:
+    model = Net(nn.Identity(), nn.Sequential(nn.Conv2d(4, 3, 1, bias=bias), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))).eval()
+    nn.init.uniform_(model.tail[1].running_var, 0.5, 2)
+    found = study(model, torch.randn(2, 2, 5, 5))
+    plan = found.plan(indices={"stem": (1, 3)})
+    small = apply(found, plan).model
+    FoldMeans(variances=variances)(small, found.cut(plan))
+    squares = model.tail[0].weight.detach().flatten(1).square() * model.norm.weight.detach().square()
+    part = squares[:, [0, 2]].sum(1) / squares.sum(1) if variances else torch.ones(3)
+    torch.testing.assert_close(small.tail[1].running_var, model.tail[1].running_var * part)
+
+
 def test_pooling_and_flattening_on_the_way_do_not_matter() -> None:
     model = Net(nn.ReLU(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
     small, _ = folded(model)

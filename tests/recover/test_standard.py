@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from secateur.errors import SelectionError
 from secateur.pipeline import compress
 from secateur.recover import Refit
-from secateur.score import GroupNorm
+from secateur.score import Signal
 from secateur.study import study
 from secateur.target import Target
 
@@ -32,7 +32,7 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 def test_a_model_whose_weights_decide_gets_statistics_and_no_refit() -> None:
     result = compress(Detector().eval(), IMAGES, target=Target(macs=0.6), data=[IMAGES, IMAGES + 1], latency=False)
-    assert result.plan.settings["criterion"] == repr(GroupNorm())
+    assert result.plan.settings["criterion"] == repr(Signal())
     assert any("depends on its weights" in note for note in result.notes)
     assert any("batch-norm statistics (shifted)" in note for note in result.notes)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from secateur.allocate import GlobalRank, Knapsack, Options, Slamp, Uniform
 from secateur.pipeline import compress
-from secateur.score import L2, OBS, GroupNorm, Taylor
+from secateur.score import L2, OBS, Signal, Taylor
 from secateur.study import study
 from secateur.study import suited as module
 from secateur.study.suited import suited
@@ -45,9 +45,9 @@ def test_with_data_the_error_behind_a_refit_by_what_it_saves() -> None:
     assert suited(found, target=Target(latency=0.5), data=DATA).allocator == Knapsack("latency")
 
 
-def test_without_data_the_norms_of_all_weights_in_one_ranking() -> None:
+def test_without_data_the_signal_that_weights_and_norms_expect_in_one_ranking() -> None:
     way = suited(study(Net().eval(), DATA[:2]), target=HALF)
-    assert (way.criterion, way.allocator) == (GroupNorm(), GlobalRank())
+    assert (way.criterion, way.allocator) == (Signal(), GlobalRank())
 
 
 def test_a_ratio_is_one_for_every_layer() -> None:
@@ -64,7 +64,7 @@ def test_what_was_named_stays() -> None:
     assert suited(found, criterion=L2(), data=DATA).options == Options()
     way = suited(found, allocator=Slamp(), target=HALF, data=DATA)
     assert (way.criterion, way.allocator) == (OBS(), Slamp())
-    assert suited(found, allocator=Uniform(), target=HALF).criterion == GroupNorm()
+    assert suited(found, allocator=Uniform(), target=HALF).criterion == Signal()
 
 
 def test_covariances_that_take_too_much_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,13 +74,13 @@ def test_covariances_that_take_too_much_are_not_gathered(monkeypatch: pytest.Mon
     assert suited(found, target=HALF, data=DATA).criterion == Taylor()
 
 
-def test_outputs_without_derivatives_leave_the_norms_of_weights() -> None:
+def test_outputs_without_derivatives_leave_weights_and_norms() -> None:
     way = suited(study(Winner().eval(), DATA[:2]), target=HALF, data=DATA)
-    assert way.criterion == GroupNorm()
+    assert way.criterion == Signal()
     assert "no channel that the outputs depend on" in way.notes[0]
 
 
 def test_the_plan_says_what_was_chosen() -> None:
     result = compress(Winner().eval(), DATA[:2], target=HALF, data=DATA, latency=False)
-    assert result.plan.settings["criterion"] == repr(GroupNorm())
+    assert result.plan.settings["criterion"] == repr(Signal())
     assert any("no channel that the outputs depend on" in note for note in result.notes)

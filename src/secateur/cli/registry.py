@@ -8,7 +8,7 @@ from typing import Annotated
 from secateur.allocate import Allocator, GlobalRank, Isomorphic, Knapsack, Slamp, Uniform
 from secateur.cli.bundles import Choice
 from secateur.recover import BatchNorm, FoldMeans, Merge, Nothing, Recovery, Refit, Standard
-from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, NuclearNorm, Random, Scorer, Taylor, Variance
+from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, NuclearNorm, Random, Scorer, Signal, Taylor, Variance
 
 CRITERIA = Choice(
     option="criterion",
@@ -16,6 +16,7 @@ CRITERIA = Choice(
         "l2": L2,
         "gm": GeometricMedian,
         "group_norm": GroupNorm,
+        "signal": Signal,
         "nn": NuclearNorm,
         "snp": SNP,
         "taylor": Taylor,
@@ -25,7 +26,8 @@ CRITERIA = Choice(
         "random": Random,
     },
     default="l2",
-    text="How channels are scored: L2 norm, norms of all weights that they have a place in, geometric median, SNP (with --data for "
+    text="How channels are scored: L2 norm, norms of all weights that they have a place in, the part of the signal that "
+    "weights and norms expect of them, geometric median, SNP (with --data for "
     "attention), chance; or, on --data: nuclear norm, what the outputs lose (taylor, fisher), what the next layer loses once its "
     "means are folded (variance) or once it is refitted (obs).",
     shared=frozenset(["seed"]),
@@ -41,7 +43,7 @@ SUITED_CRITERIA = replace(
     CRITERIA,
     default="auto",
     undecided="auto",
-    text=f"{CRITERIA.text} auto: obs with --data, or taylor where that takes too much memory; group_norm without.",
+    text=f"{CRITERIA.text} auto: obs with --data, or taylor where that takes too much memory; signal without.",
 )
 SUITED_ALLOCATORS = replace(
     ALLOCATORS,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,7 @@ from secateur.recover.readers import Reader, arguments, leaf, packet, readers
 from secateur.recover.recovery import Change, Recovered, own_tensors
 from secateur.rewrite import Cut, Slices
 from secateur.score.batches import Data
+from secateur.score.moments import Expectation
 
 POINTS, REACH = 1025, 6.0
 """Points at which an activation is looked at, and how many standard deviations away the last ones lie."""
@@ -40,11 +41,16 @@ class FoldMeans:
         b' = b + W_removed E[f(z)],    z ~ N(beta, gamma^2)
 
     for channels that come from a batch norm with shift beta and scale gamma through pointwise operators f, whichever they
-    are: the mean is a weighted sum over a fine grid. Averages over positions and changes of shape on the way do not
+    are; and let the running variance of a batch norm right behind such a layer fall to the part that the kept channels make:
+
+        var' = var sum_kept W^2 var[f(z)] / sum_all W^2 var[f(z)]
+
+    The mean is a weighted sum over a fine grid. Averages over positions and changes of shape on the way do not
     matter. Where a layer has no bias, the running mean of a batch norm right behind takes the shift. Borders that
     a convolution pads are taken for inner positions. Layers that read anything else stay as they are.
 
-    The bias correction of Nagel et al., ICCV 2019, for channels in place of rounding.
+    The bias correction of Nagel et al., ICCV 2019, for channels in place of rounding; variances as in REPAIR (Jordan et al., ICLR 2023),
+    by expectation in place of data.
 
     Example:
         >>> import torch, secateur as sc
@@ -55,9 +61,13 @@ class FoldMeans:
         ['3']
     """
 
+    variances: bool = True
+    """Let running variances follow."""
+
     def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
         """Fold in place."""
         slices, means, own = Slices.of(cut), _Means(cut), own_tensors(model)
+        expected = Expectation(cut.solution)
         found, _ = readers(cut.solution.walk.capture.graph)
         changes, skipped = {}, {}
         for name, reader in found.items():
@@ -74,6 +84,8 @@ class FoldMeans:
                 kept = slices.apply(reader.offset[1], shift)
                 with torch.no_grad():
                     tensor += (kept if reader.offset[0] == "bias" else -kept).to(tensor)
+                if self.variances:
+                    _spread(cut, reader, expected, slices, own)
                 changes[layer] = Change()
         return Recovered("folding the means of removed channels", changes, skipped)
 
@@ -81,9 +93,7 @@ class FoldMeans:
 def _shift(cut: Cut, reader: Reader, means: _Means) -> Tensor | None:
     """What the removed inputs give on average: shape ``(out,)``."""
     inputs = cut.fields(reader.source)
-    dim = reader.channel_dim
-    rank = len(reader.source.meta["fact"].shape)
-    field = next((f for f in inputs if not f.block and f.dims == {rank + dim}), None)
+    field = next((f for f in inputs if not f.block and f.dims == {_channel_dim(reader)}), None)
     if field is None:
         return None
     labels = field.labels.reshape(-1)
@@ -96,6 +106,35 @@ def _shift(cut: Cut, reader: Reader, means: _Means) -> Tensor | None:
     matrix = reader.matrix(cut.solution.walk.capture.leaf(reader.weight).detach()).double()
     grouped = mean.reshape(reader.groups, -1, 1).expand(-1, -1, reader.taps).flatten(1).to(matrix.device)
     return torch.einsum("goi,gi->go", matrix, grouped).flatten()
+
+
+def _spread(cut: Cut, reader: Reader, expected: Expectation, slices: Slices, own: Mapping[str, Tensor]) -> None:
+    """Scale the running variance right behind a layer by the part of the expected one that the kept inputs make."""
+    name = _variance_behind(reader)
+    layer = expected.layers.get(reader.node)
+    labels = next((f.labels.reshape(-1) for f in cut.fields(reader.source) if not f.block and f.dims == {_channel_dim(reader)}), None)
+    if name is None or name not in own or layer is None or labels is None or not expected[reader.source].told:
+        return
+    squares = layer[0].matrix(cut.solution.walk.capture.leaf(reader.weight).detach().cpu().double()).square().sum(3)
+    _, variance = expected[reader.source].of(cut.solution.classes[labels])
+    kept = torch.as_tensor(cut.keeps(labels))
+    whole, left = ((squares * x.reshape(len(squares), 1, -1)).sum(2).flatten() for x in (variance, variance * kept))
+    part = torch.where(whole > 0, left / whole.clamp_min(torch.finfo(whole.dtype).tiny), 1)
+    with torch.no_grad():
+        own[name].mul_(slices.apply(name, part).to(own[name]))
+
+
+def _channel_dim(reader: Reader) -> int:
+    return len(reader.source.meta["fact"].shape) + reader.channel_dim
+
+
+def _variance_behind(reader: Reader) -> str | None:
+    """The running variance of a batch norm that alone takes the layer's outputs."""
+    behind = next(iter(reader.node.users)) if len(reader.node.users) == 1 else None
+    if behind is None or packet(behind) != "aten.batch_norm":
+        return None
+    name = leaf(arguments(behind)["running_var"])
+    return name if name is not None and len(cast(fx.Node, arguments(behind)["running_var"]).users) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)

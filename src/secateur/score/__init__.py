@@ -13,6 +13,7 @@ from secateur.score.nuclear_norm import NuclearNorm
 from secateur.score.obs import OBS
 from secateur.score.random import Random
 from secateur.score.scorer import Scorer, score_groups
+from secateur.score.signal import Signal
 from secateur.score.snp import SNP
 from secateur.score.taylor import Taylor
 from secateur.score.variance import Variance
@@ -33,6 +34,7 @@ __all__ = [
     "Random",
     "SNP",
     "Scorer",
+    "Signal",
     "Taylor",
     "Variance",
     "calibrate",

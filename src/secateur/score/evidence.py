@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from secateur.groups.fields import NONE, Labels
 from secateur.groups.group import ChannelGroup, Member
 from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
+from secateur.score.graph import argument, leaf
+from secateur.score.moments import Expectation
 
 Observed = Mapping[tuple[Hashable, str], tuple[Part, ...]]
 
@@ -53,6 +55,14 @@ class Evidence:
     """Classes of channels that two activations are multiplied and summed over."""
     observed: Observed = field(default_factory=dict)
     """What calibration found, by criterion and group."""
+    solution: Solution | None = None
+    """The graph that the weights belong to, with its channels."""
+
+    @cached_property
+    def expectation(self) -> Expectation:
+        """What weights and norms tell of all activations."""
+        assert self.solution is not None
+        return Expectation(self.solution)
 
     def producers(self, group: ChannelGroup) -> Iterator[Producer]:
         """The producers of a group, one after the other.
@@ -92,9 +102,10 @@ def gather(solution: Solution, *, combine: Combine | None = None, observed: Obse
         combine=combine or Combine(),
         scales=dict(_batch_norm_scales(capture.graph, weights)),
         partitions=dict(_partitions(capture.graph)),
-        lookups=frozenset(name for node in _calls(capture.graph, _LOOKUPS) if (name := _leaf(node.args[0]))),
+        lookups=frozenset(name for node in _calls(capture.graph, _LOOKUPS) if (name := leaf(node.args[0]))),
         products=frozenset(np.concatenate([np.zeros(0, dtype=np.int64), *dotted]).tolist()),
         observed=observed or {},
+        solution=solution,
     )
 
 
@@ -125,18 +136,6 @@ def _calls(graph: fx.Graph, names: tuple[str, ...]) -> Iterator[fx.Node]:
             yield node
 
 
-def _leaf(value: Any) -> str | None:
-    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else None
-
-
-def _argument(node: fx.Node, name: str) -> Any:
-    assert isinstance(node.target, torch._ops.OpOverload)
-    for place, argument in enumerate(node.target._schema.arguments):
-        if argument.name == name:
-            return node.args[place] if place < len(node.args) else node.kwargs.get(name, argument.default_value)
-    return None
-
-
 def _batch_norm_scales(graph: fx.Graph, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The factor of each batch norm, by the weight of the layer whose output it alone takes."""
     uses: dict[str, int] = {}
@@ -144,18 +143,18 @@ def _batch_norm_scales(graph: fx.Graph, weights: Mapping[str, Tensor]) -> Iterat
         if node.op == "get_attr":
             uses[str(node.target)] = uses.get(str(node.target), 0) + len(node.users)
     for node in _calls(graph, _BATCH_NORMS):
-        source = _argument(node, "input")
-        weight = _leaf(source.args[1]) if source.op == "call_function" and len(source.args) > 1 and len(source.users) == 1 else None
-        variance = _leaf(_argument(node, "running_var"))
+        source = argument(node, "input")
+        weight = leaf(source.args[1]) if source.op == "call_function" and len(source.args) > 1 and len(source.users) == 1 else None
+        variance = leaf(argument(node, "running_var"))
         if weight is not None and variance is not None and uses[weight] == 1:
-            gamma = _leaf(_argument(node, "weight"))
-            scale = (precise(weights[variance]) + float(_argument(node, "eps"))).rsqrt()
+            gamma = leaf(argument(node, "weight"))
+            scale = (precise(weights[variance]) + float(argument(node, "eps"))).rsqrt()
             yield weight, scale if gamma is None else scale * precise(weights[gamma])
 
 
 def _partitions(graph: fx.Graph) -> Iterator[tuple[str, int]]:
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and "conv" in str(node.target):
-            weight, groups = _leaf(_argument(node, "weight")), _argument(node, "groups")
+            weight, groups = leaf(argument(node, "weight")), argument(node, "groups")
             if weight is not None and isinstance(groups, int) and groups > 1:
                 yield weight, groups

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.allocate import Allocator, GlobalRank, Knapsack, Options
 from secateur.capture.decisions import weights_decide
 from secateur.plan import Plan
-from secateur.score import OBS, GroupNorm, Scorer, Taylor
+from secateur.score import OBS, Scorer, Signal, Taylor
 from secateur.score.batches import Data
 from secateur.study.study import Study
 from secateur.target import Target
@@ -49,8 +49,9 @@ def suited(
     """Settle what was left open, and score the channels.
 
     With data: by the error behind a refit (``OBS``), or where its covariances take too much memory by what the outputs lose (``Taylor``),
-    divided by what channels cost. Without: by the norms of all their weights (``GroupNorm``), in one ranking. A ratio in the place of a
-    target is one for every layer. Without options, the widths for a target are multiples that processors like (``step_size=None``).
+    divided by what channels cost. Without: by the part of the signal that weights and norms expect of them (``Signal``), in one ranking.
+    A ratio in the place of a target is one for every layer. Without options, the widths for a target are multiples that processors like
+    (``step_size=None``).
 
     Args:
         data: what can be read more than once: no iterator.
@@ -58,14 +59,14 @@ def suited(
     notes: tuple[str, ...] = ()
     if criterion is None and data is not None and weights_decide(found.capture):
         data, notes = None, ("what this model calls depends on its weights, so its graph tells nothing of other inputs than the example's",)
-    chosen = criterion or (GroupNorm() if data is None else _by_data(found))
+    chosen = criterion or (Signal() if data is None else _by_data(found))
     compared = allocator if criterion is not None or allocator is not None else _across(chosen, target)
     options = options or Options(step_size=1 if target is None else None)
     if criterion is None and compared is not None:
         options = replace(options, layer_norm="none")
     scores = found.scores(chosen, data=data, options=options, samples=samples)
     if criterion is None and data is not None and not any(bool(s.any()) for s in scores.values()):
-        note = f"{chosen} finds no channel that the outputs depend on, so the norms of weights decide"
+        note = f"{chosen} finds no channel that the outputs depend on, so weights and norms decide"
         rest = suited(found, allocator=allocator, options=options, target=target)
         return replace(rest, notes=(note, *rest.notes))
     return Suited(chosen, compared, options, scores, notes)
@@ -79,6 +80,6 @@ def _by_data(found: Study) -> Scorer:
 def _across(criterion: Scorer, target: Target | None) -> Allocator | None:
     if target is None:
         return None
-    if isinstance(criterion, GroupNorm):
+    if isinstance(criterion, Signal):
         return GlobalRank()
     return Knapsack(target.quantity)

@@ -350,3 +350,18 @@ def test_operators_tell_ranks_that_the_standard_does_not(tmp_path: Path) -> None
     path = write(tmp_path / "m.onnx", nodes, ports, ["y"], vectors)
     model = load_onnx(path, inputs=(torch.ones(2, 4), torch.tensor([2, 4, 1])))
     assert isinstance(model.bn, nn.BatchNorm1d)
+
+
+def test_what_an_exporter_repeated_for_each_sample_is_one_row(tmp_path: Path) -> None:
+    token, heads = numbers(1, 1, 4).repeat(2, 0), np.ones((2, 1, 1), np.float32)
+    nodes = [
+        helper.make_node("Concat", ["token", "x"], ["h"], axis=1),
+        helper.make_node("Mul", ["h", "heads"], ["s"]),
+        helper.make_node("Expand", ["place", "sizes"], ["places"]),
+        helper.make_node("Add", ["s", "places"], ["y"]),
+    ]
+    weights = {"token": token, "heads": heads, "place": numbers(1, 3, 4), "sizes": np.array([2, 3, 4])}
+    path = write(tmp_path / "m.onnx", nodes, {"x": (FLOAT, [2, 2, 4])}, ["y"], weights)
+    model = load_onnx(path)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {"token": (1, 1, 4), "heads": (2, 1, 1)}
+    assert {tuple(b.shape) for b in model.buffers()} == {(1, 3, 4)}

@@ -30,7 +30,7 @@ def build(file: OnnxFile, fixed: Mapping[str, Tensor]) -> OnnxModel:
     model = OnnxModel(ports, file.graph.outputs)
     builder = _Builder(file, model, dict(fixed))
     block = builder.block(file.graph, _Scope())
-    model.complete(_freeing(block), builder.known, builder.leaves)
+    model.complete(_freeing(block), builder.known, builder.leaves, builder.repeats)
     model.bounds = builder.bounds
     return model.eval()
 
@@ -56,6 +56,8 @@ class _Builder:
     constants: dict[str, Tensor | Known]
     known: dict[str, Known] = field(default_factory=dict)
     leaves: dict[str, str] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)
+    """How often the one row of a leaf stands in the file's tensor."""
     bounds: dict[str, int] = field(default_factory=dict)
     stored: set[int] = field(default_factory=set)
     """Tensors, by identity, that the file stores as weights, and not as constants of nodes."""
@@ -299,11 +301,13 @@ class _Builder:
         """A stored tensor of its own: a parameter if the file stores it as a weight, else a buffer. Vectors are never shared."""
         if id(tensor) in self.made:
             return self.made[id(tensor)]
-        own = tensor.clone() if _is_plain(tensor) else tensor
         trainable = id(tensor) in self.stored and tensor.is_floating_point() and "::" not in name
+        repeats = _repeats(tensor) if not trainable or _is_put_beside(proto) else 0
+        own = tensor[:1].clone() if repeats else tensor.clone() if _is_plain(tensor) else tensor
         path = free_path(self.model, tensor_path(proto, name) if proto is not None else "output_constant")
         put(self.model, path, nn.Parameter(own) if trainable else own)
         self.leaves[path] = path
+        self.repeats |= {path: repeats} if repeats else {}
         if not _is_plain(tensor):
             self.made[id(tensor)] = path
         return path
@@ -325,6 +329,19 @@ def _is_plain(tensor: Tensor | None) -> bool:
     if tensor is None or tensor.numel() == max(tensor.shape, default=1):
         return True
     return bool((tensor == tensor.reshape(-1)[0]).all())
+
+
+def _repeats(tensor: Tensor) -> int:
+    """How often the first row of a tensor of three or more dimensions stands in it, where it is nothing else; 0 otherwise.
+
+    Exporters store what a model repeats for every sample of a batch (a token, positions) as often as their example had samples.
+    """
+    return len(tensor) if tensor.dim() > 2 and len(tensor) > 1 and bool((tensor == tensor[:1]).all()) else 0
+
+
+def _is_put_beside(proto: Any) -> bool:
+    """Whether a node puts operands beside each other behind the first dimension; equal rows of weights elsewhere may be heads'."""
+    return proto is not None and proto.op_type == "Concat" and any(a.name == "axis" and a.i != 0 for a in proto.attribute)
 
 
 def _read(node: Any) -> Iterator[str]:

@@ -68,6 +68,7 @@ class OnnxModel(nn.Module):
         self._block = Block((), ())
         self._known: dict[str, Known] = {}
         self._leaves: dict[str, str] = {}
+        self._repeats: dict[str, int] = {}
 
     @property
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]
@@ -89,9 +90,9 @@ class OnnxModel(nn.Module):
         """Inputs by the names that ``forward`` has for them."""
         return dict(self.signature.bind(*args, **kwargs).arguments)
 
-    def complete(self, block: Block, known: Mapping[str, Known], leaves: Mapping[str, str]) -> None:
-        """Say what is to be run: steps, numbers by name, and the path of each stored tensor that is no layer's."""
-        self._block, self._known, self._leaves = block, dict(known), dict(leaves)
+    def complete(self, block: Block, known: Mapping[str, Known], leaves: Mapping[str, str], repeats: Mapping[str, int]) -> None:
+        """Say what is to be run: steps, numbers by name, the path of each stored tensor that is no layer's, and how often some repeat."""
+        self._block, self._known, self._leaves, self._repeats = block, dict(known), dict(leaves), dict(repeats)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         """The outputs for inputs by the names that ``forward`` has for them."""
@@ -118,7 +119,7 @@ class OnnxModel(nn.Module):
             return self._known[name]
         owner, _, last = self._leaves[name].rpartition(".")
         found: Tensor = getattr(self.get_submodule(owner), last)
-        return found
+        return found.expand(self._repeats[name], *found.shape[1:]) if name in self._repeats else found
 
     def examples(self, sizes: Mapping[str, int] | None = None, *, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs of the file's shapes, its named sizes as given.

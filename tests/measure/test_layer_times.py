@@ -112,22 +112,9 @@ def test_the_cache_is_where_the_user_has_caches(tmp_path: Path) -> None:
     assert cache_folder({}) == Path.home() / ".cache" / "secateur" / "layer-times"
 
 
-def settled(operation: Operation, monkeypatch: pytest.MonkeyPatch, *runs: list[float]) -> float | None:
-    """What a timer settles on, if the calls of its runs take these seconds."""
-    left = iter(runs)
-    monkeypatch.setattr(EagerTimer, "_seconds", lambda *_: next(left))
-    found = EagerTimer()(operation)
-    assert next(left, None) is None
-    return found
-
-
-def test_the_median_of_a_calm_run_counts(linear: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settled(linear, monkeypatch, [0.002, 0.002, 0.0021, 0.9, 0.002]) == 2.0
-
-
-def test_a_run_that_spreads_is_repeated_and_the_least_median_counts(linear: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settled(linear, monkeypatch, [0.002, 0.004, 0.006], [0.003] * 3) == 3.0
-    assert settled(linear, monkeypatch, [0.002, 0.004, 0.006], [0.001, 0.005, 0.009], [0.001, 0.007, 0.009]) == 4.0
+def test_the_fastest_call_counts(linear: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EagerTimer, "_seconds", lambda *_: [0.004, 0.002, 0.9])
+    assert EagerTimer()(linear) == 2.0
 
 
 def test_calls_end_with_the_budget_but_not_before_a_third(linear: Operation) -> None:

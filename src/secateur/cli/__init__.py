@@ -15,6 +15,7 @@ from secateur.cli.layers import layers
 from secateur.cli.prove import prove
 from secateur.cli.prune import prune
 from secateur.cli.report import report
+from secateur.cli.sensitivity import sensitivity
 from secateur.cli.sweep import sweep
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (layers, prune, decompose, apply, compress, sweep, finetune, prove, bench, report, demo):
+for command in (layers, prune, decompose, apply, compress, sweep, sensitivity, finetune, prove, bench, report, demo):
     register(app, command)
 
 

@@ -62,5 +62,6 @@ RECOVERIES = Choice(
 Criterion = Annotated[Scorer, CRITERIA]
 Spread = Annotated[Allocator, ALLOCATORS]
 Recovering = Annotated[Recovery, RECOVERIES]
+Mending = Annotated[Recovery, replace(RECOVERIES, default="none")]
 SuitedCriterion = Annotated[Scorer | None, SUITED_CRITERIA]
 SuitedSpread = Annotated[Allocator | None, SUITED_ALLOCATORS]

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from secateur.measure.latency import torch_threads
@@ -36,7 +35,7 @@ class Machine:
     @property
     def file(self) -> str:
         """The name of the file of its times."""
-        return f"{hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]}.json"
+        return f"{hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
 class Timer(Protocol):
@@ -49,9 +48,9 @@ class Timer(Protocol):
 
 @dataclass(frozen=True)
 class EagerTimer:
-    """Times operators as torch runs them one by one: the median of calls after some to warm up.
+    """Times operators as torch runs them one by one: the fastest of some calls after others to warm up.
 
-    Where the calls spread widely, because something else had the processor, they are repeated, and the least median counts.
+    The fastest, for what else the machine does only adds to a call by itself, and not always as much; whole models are compared by medians.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -60,9 +59,6 @@ class EagerTimer:
     repeats: int = 15
     budget_s: float = 0.03
     """Stop before so many repeats, but not before a third of them, once they have taken so long."""
-    calm: float = 0.15
-    """The width of the middle half of the calls, as a part of the median, up to which they are not repeated."""
-    attempts: int = 3
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -73,7 +69,7 @@ class EagerTimer:
 
     @torch.no_grad()
     def __call__(self, operation: Operation) -> float | None:
-        """The median in milliseconds; ``None`` for an operator that does not run on made-up values."""
+        """Milliseconds of the fastest call; ``None`` for an operator that does not run on made-up values."""
         with torch.random.fork_rng(devices=[]), torch_threads(self.threads):
             args, kwargs = operation.arguments(self.device)
             try:
@@ -81,16 +77,7 @@ class EagerTimer:
                     self._once(operation, args, kwargs)
             except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
                 return None
-            return self._settled(operation, args, kwargs)
-
-    def _settled(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        medians = []
-        for _ in range(self.attempts):
-            lower, median, upper = np.percentile(self._seconds(operation, args, kwargs), [25, 50, 75])
-            medians.append(1e3 * float(median))
-            if upper - lower <= self.calm * median:
-                break
-        return min(medians)
+            return 1e3 * min(self._seconds(operation, args, kwargs))
 
     def _seconds(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
         end = self.clock() + self.budget_s

@@ -55,7 +55,7 @@ class _Builder:
     def blocks(self, family: Family) -> ChannelGroup:
         """A group of whole blocks: everything inside them is a member, and what has one position for each of them.
 
-        Blocks that hold nothing but each other, as in an outer product of a layer's channels with themselves, are its channels.
+        Blocks that hold each other and nothing else, as in an outer product of a layer's channels with themselves, are its channels.
         """
         held = self.solution.inside[:, family.classes].tocoo()
         thread, block = (each.astype(np.int64) for each in held.coords)
@@ -67,7 +67,8 @@ class _Builder:
         places, channels = np.concatenate([within, own]), np.concatenate([number[block[of]], number[of_own]])
         places, channels = np.unique(np.stack([places, channels]), axis=1)
         inside = np.unique(self.classes[places])
-        if np.isin(inside, family.classes).all():
+        crossed = self.classes[within] != family.classes[block[of]]
+        if crossed.any() and np.isin(inside, family.classes).all():
             return self._channels(family, order, self._members(places, channels))
         last = np.diff(places, append=-1) != 0
         members = self._members(places[last], channels[last])

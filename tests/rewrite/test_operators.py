@@ -163,3 +163,26 @@ def test_an_open_batch_stays_open_where_heads_lie_in_it() -> None:
     x = torch.randn(5, 6, 5)
     assert small(x).shape == (5, 6, 3)
     torch.testing.assert_close(small(x)[:2], small(x[:2]))
+
+
+class Placed(nn.Module):
+    """Attention that merges the batch with its heads, after a table was added that has a row for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.table = nn.Parameter(torch.randn(2, 4, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = (self.first(x) + self.table).view(2, 4, 3, 4).transpose(1, 2)
+        k = q.reshape(6, 4, 4).transpose(1, 2).reshape(2, 3, 4, 4)
+        return self.last(((q @ k).softmax(-1) @ q).transpose(1, 2).reshape(2, 4, 12))
+
+
+def test_heads_go_where_rows_of_the_batch_have_labels() -> None:
+    found = study(Placed().eval(), torch.randn(2, 4, 5))
+    heads = next(g for g in found.groups if g.kind == "blocks" and g.prunable)
+    cut = found.cut(found.plan(indices={heads.name: [1]}))
+    small = rewrite(cut)
+    assert small.proof.error <= 1e-9
+    assert cut.node_shape(next(n for n in found.capture.graph.nodes if str(n.target) == "last.weight")) == (3, 8)

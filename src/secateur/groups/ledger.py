@@ -103,6 +103,15 @@ class Ledger:
         if labels.size:
             self.frozen.append((labels, Reason(text, self.place.node, self.place.module)))
 
+    def holds(self, labels: Labels) -> bool:
+        """Whether all of these labels were said to stay."""
+        left = np.unique(labels)
+        for held, _ in self.frozen:
+            if not left.size:
+                break
+            left = left[~np.isin(left, held)]
+        return not left.size
+
     def freeze_fields(self, fields: Fields, text: str) -> None:
         """State that all labels of these fields stay."""
         for each in fields:

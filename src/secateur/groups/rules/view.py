@@ -88,13 +88,17 @@ def _block_of(call: Call, unit: Field) -> Field:
 def _crossed(call: Call, before: Fields, after: list[Field]) -> list[Field]:
     """Where blocks merge with channels that were not inside them, each pair of a block and a channel gets a label of its own.
 
-    It goes with either of both: heads that share their values, say, laid one after the other.
+    It goes with either of both: heads that share their values, say, laid one after the other. Channels that stay in any case (the rows
+    of a batch that a constant has) leave the blocks as they are, and end.
     """
     out = list(after)
     for block, old in zip(after, before, strict=True):
         for place, (unit, source) in enumerate(zip(after, before, strict=True)):
             apart = bool(old.dims) and bool(source.dims) and not old.dims & source.dims
             if block.block and not unit.block and apart and block.dims == unit.dims:
+                if call.ledger.holds(unit.labels):
+                    out[place] = Field(np.full((1,) * unit.labels.ndim, NONE))
+                    continue
                 pairs = call.ledger.fresh(unit.labels.size).reshape(unit.labels.shape)
                 call.ledger.unite(pairs, out[place].labels)
                 call.ledger.contain(block.labels, pairs)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
+from processes import TESTS
 from score.by_hand import group
 from secateur.errors import SelectionError
 from secateur.score import Combine, Evidence, GeometricMedian, tiles
@@ -68,3 +73,28 @@ def test_no_table_of_all_pairs_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
     tiles.pair_sums(torch.randn(40, 6), watched)
     assert max(largest) <= 64
+
+
+MEASURED = """
+import resource, torch
+from score.by_hand import group
+from secateur.score import Combine, Evidence, GeometricMedian
+torch.set_num_threads(1)
+weights, small = torch.randn(4096, 1024), torch.randn(8, 4)
+GeometricMedian()(group(size=8), Evidence({"layer.weight": small}, Combine()))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = GeometricMedian()(group(size=4096), Evidence({"layer.weight": weights}, Combine()))
+assert found.shape == (4096,)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are counted in other units elsewhere")
+def test_four_thousand_filters_take_little_memory() -> None:
+    """The table of all pairs takes 128 MiB in double precision; the weights take 16."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert not done.returncode, done.stderr
+    assert float(done.stdout) < 100

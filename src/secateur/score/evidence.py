@@ -71,7 +71,7 @@ class Evidence:
         producers. Embeddings only count where nothing else makes the channels.
         """
         for member in _makers(group, self.lookups):
-            rows = member.flatten(self.weights[member.tensor].detach())
+            rows = _rows(member, self.weights[member.tensor].detach())
             for picked in occurrences(member.channels):
                 index = torch.as_tensor(picked, device=rows.device)
                 own = rows if picked.size == member.channels.size else rows[index]
@@ -112,6 +112,13 @@ def gather(solution: Solution, *, combine: Combine | None = None, observed: Obse
 def precise(values: Tensor) -> Tensor:
     """In double precision, or in single precision on devices that have nothing better."""
     return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+def _rows(member: Member, weight: Tensor) -> Tensor:
+    """The weight's rows for the member's positions, without a copy where these are all of its first dimension, in order."""
+    if member.dim == 0 and member.rows == 1 and np.array_equal(member.positions, np.arange(weight.shape[0])):
+        return weight.reshape(weight.shape[0], -1)
+    return member.flatten(weight)
 
 
 def _makers(group: ChannelGroup, lookups: frozenset[str]) -> tuple[Member, ...]:

@@ -38,7 +38,10 @@ class GeometricMedian:
 
     def _scores(self, producer: Producer) -> Tensor:
         out = precise(producer.rows.new_zeros(producer.rows.shape[0]))
-        for part in np.unique(producer.parts).tolist():
+        parts = np.unique(producer.parts).tolist()
+        if len(parts) == 1:
+            return self._of_rows(producer.rows)
+        for part in parts:
             index = torch.as_tensor(np.flatnonzero(producer.parts == part), device=out.device)
             out[index] = self._of_rows(producer.rows[index])
         return out

@@ -26,13 +26,13 @@ def test_it_shows_every_group_at_every_ratio_and_writes_what_it_says(secateur: S
 
 
 def test_settings_reach_it_and_nothing_is_recovered_by_itself(secateur: Secateur) -> None:
-    options = ("--ratios", "0.5", "--criterion", "gm", "--exclude", "6")
+    options = ("--ratios", "0.5", "--criterion", "gm", "--exclude", "0")
     plain = secateur(*MODEL, *options, "--json")
     bare = secateur(*MODEL, *options, "--recover", "none", "--json")
     mended = secateur(*MODEL, *options, "--recover", "standard", "--json")
     assert plain.code == mended.code == 0, plain.err + mended.err
     assert {cut["plan"]["settings"]["criterion"][:15] for cut in plain.data["cuts"]} == {"GeometricMedian"}
-    assert "6" not in {cut["group"] for cut in plain.data["cuts"]}
+    assert "0" not in {cut["group"] for cut in plain.data["cuts"]}
     metrics = [[cut["metric"] for cut in done.data["cuts"]] for done in (plain, bare, mended)]
     assert metrics[0] == metrics[1] != metrics[2]
 
@@ -50,7 +50,7 @@ def test_a_person_gets_a_table(secateur: Secateur) -> None:
         (("--ratios", "0.8,half"), 2, "numbers between commas"),
         (("--ratios", "2"), 1, "2"),
         (("--evaluate", "cli.lessons:nothing_such"), 1, "nothing_such"),
-        (("--out", "no/such/folder/alone.json", "--ratios", "0.5"), 1, "Cannot write no/such/folder/alone.json"),
+        (("--out", "no/such/folder/alone.json", "--ratios", "0.5"), 1, "Error: Cannot write no/such/folder/alone.json"),
     ],
 )
 def test_wrong_use_is_told(secateur: Secateur, options: tuple[str, ...], code: int, match: str) -> None:

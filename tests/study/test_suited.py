@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import GlobalRank, Knapsack, Options, Slamp, Uniform
+from secateur.allocate import GlobalRank, Isomorphic, Knapsack, Options, Slamp, Uniform
 from secateur.pipeline import compress
 from secateur.score import L2, OBS, Signal, Taylor
 from secateur.study import study
@@ -84,3 +84,13 @@ def test_the_plan_says_what_was_chosen() -> None:
     result = compress(Winner().eval(), DATA[:2], target=HALF, data=DATA, latency=False)
     assert result.plan.settings["criterion"] == repr(Signal())
     assert any("no channel that the outputs depend on" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("allocator", [Slamp(), Isomorphic(Slamp())], ids=str)
+def test_scores_are_scaled_as_the_allocator_wants_them(allocator: Slamp | Isomorphic) -> None:
+    found = study(Net().eval(), DATA[:2])
+    way = suited(found, criterion=L2(), allocator=allocator, target=HALF)
+    assert way.options.layer_norm == "tss_norm"
+    plan = way.plan(found, target=HALF)
+    assert plan.edits == found.plan(L2(), allocator=allocator, target=HALF).edits
+    assert sum("slamp squares scores" in note for note in plan.settings["notes"]) == 1

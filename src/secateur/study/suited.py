@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.allocate import Allocator, GlobalRank, Knapsack, Options
+from secateur.allocate import Allocator, GlobalRank, Knapsack, Options, settled
 from secateur.capture.decisions import weights_decide
 from secateur.plan import Plan
 from secateur.score import OBS, Scorer, Signal, Taylor
@@ -64,6 +64,9 @@ def suited(
     options = options or Options(step_size=1 if target is None else None)
     if criterion is None and compared is not None:
         options = replace(options, layer_norm="none")
+    if compared is not None:
+        options, told = settled(compared, options)
+        notes = (*notes, *told)
     scores = found.scores(chosen, data=data, options=options, samples=samples)
     if criterion is None and data is not None and not any(bool(s.any()) for s in scores.values()):
         note = f"{chosen} finds no channel that the outputs depend on, so weights and norms decide"

@@ -176,3 +176,21 @@ def test_heads_that_are_read_as_channels_go(reader: nn.Module) -> None:
     heads = next(g for g in found.groups if g.kind == "blocks" and "bins" in " ".join(m.tensor for m in g.members))
     proof = rewrite(found.cut(found.plan(indices={heads.name: [1, 2]}))).proof
     assert proof.holds
+
+
+class _Rows(nn.Module):
+    """Rows of a head, made by a softmax over what they hold, lie along a dimension that a layer which reads the heads slides over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read = nn.Linear(6, 4 * 6 * 5), nn.Conv1d(4, 10, 1)
+
+    def forward(self, x: Tensor, values: Tensor) -> Tensor:
+        """Add a sum along other rows to each."""
+        rows = self.make(x).view(-1, 4, 6, 5).softmax(-1) @ values[:, None]
+        return self.read(rows[..., 0]) + values.sum((1, 2))[:, None, None] * torch.ones(6)
+
+
+def test_rows_of_heads_that_are_summed_over_stay() -> None:
+    found = study(_Rows().eval(), (torch.randn(2, 6), torch.randn(2, 5, 7)))
+    assert not any(g.prunable for g in found.groups if g.name.startswith("make"))

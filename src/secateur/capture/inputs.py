@@ -36,10 +36,18 @@ def is_pair(inputs: Any) -> bool:
     return isinstance(inputs, list | tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], Mapping)
 
 
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
 def check_model(model: Any) -> None:
     """Raise ModelError unless ``model`` is a module with finished, finite parameters."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"The model is a {type(model).__name__}; expected a torch.nn.Module, an fx.GraphModule or an ExportedProgram.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("The model is compiled by TorchScript: give the torch.nn.Module that it was made from, or export it to ONNX.")
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise ModelError(f"{name!r} is quantized: compress the model with floating-point weights, and quantize what comes out.")
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ModelError(f"{name!r} has no shape yet: run the model once on real inputs before giving it to Secateur.")

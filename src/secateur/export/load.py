@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from itertools import chain
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secateur.capture import load_model
+from secateur.capture.duplicate import duplicate
 from secateur.errors import FileError, PlanError, UsageError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
 from secateur.export.pt2 import read_program
@@ -72,7 +72,7 @@ def _own_class(directory: Directory, into: nn.Module | ExportedProgram) -> nn.Mo
     dense = as_module(into)
     check_belongs(directory.plan, dense)
     tensors = chain(dense.parameters(), dense.buffers())
-    model = copy.deepcopy(dense, {id(tensor): tensor for tensor in tensors})
+    model = duplicate(dense, {id(tensor): tensor for tensor in tensors})
     try:
         for stage, edits in stages_of(directory):
             set_attributes(model, stage["attributes"])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secateur.capture import Capture, capture, normalise_inputs, record
+from secateur.capture.duplicate import duplicate, same_values
 from secateur.capture.given import given
 from secateur.capture.normalize import normalize
 from secateur.capture.values import depends_on_values
@@ -167,7 +166,7 @@ def _saved(directory: Directory, dense: nn.Module | ExportedProgram, source: Cap
 
 def _with_saved_weights(dense: nn.Module, small: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, list[str]]:
     """A copy of the dense model with the saved weights wherever they differ outside of factors, and their names."""
-    model, saved, changed = copy.deepcopy(dense), small.state_dict(), []
+    model, saved, changed = duplicate(dense), small.state_dict(), []
     factors = tuple(f"{layer}." for layer in layers)
     for name, tensor in model.state_dict().items():
         have = saved.get(name)
@@ -222,7 +221,7 @@ def _replace(saved: Capture, name: str, value: Tensor) -> None:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+    return one.dtype == other.dtype and same_values(one, other)
 
 
 def _notes(trained: Sequence[str]) -> tuple[str, ...]:

@@ -128,8 +128,11 @@ def reduce(ledger: Ledger, fields: Fields, dims: frozenset[int]) -> Fields:
     for field in fields:
         if not field.dims & dims:
             kept.append(field)
-        elif not field.block and (outside := field.dims - dims) and not _blocks_cover(fields, outside, dims):
-            kept.append(flattened(ledger, field, dims))
+        elif (outside := field.dims - dims) and not _blocks_cover(fields, outside, dims):
+            if field.block:
+                ledger.freeze(field.labels[field.labels != NONE], "other rows of it are summed over beside it")
+            else:
+                kept.append(flattened(ledger, field, dims))
     return tuple(kept)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.capture import normalise_inputs
+from secateur.capture.duplicate import duplicate
 from secateur.errors import SelectionError
 from secateur.recover.recovery import Change, Recovered
 from secateur.rewrite import Cut, Slices
@@ -87,7 +87,7 @@ def shift_batch_norm(model: nn.Module, dense: nn.Module, cut: Cut, data: Sequenc
     after the cut, and cancels. Without a cut nothing moves.
     """
     slices = Slices.of(cut)
-    after, before = copy.deepcopy(model), copy.deepcopy(dense)
+    after, before = duplicate(model), duplicate(dense)
     count = reestimate_batch_norm(after, data)
     reestimate_batch_norm(before, data)
     trained, now = dict(dense.named_buffers()), dict(after.named_buffers())

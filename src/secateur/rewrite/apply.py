@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture, record
+from secateur.capture.duplicate import duplicate
 from secateur.capture.flat import FlatModel, tensors_of
 from secateur.capture.normalize import normalize
 from secateur.capture.program import as_program
@@ -117,7 +117,7 @@ def _run_plainly(model: nn.Module, source: Capture) -> None:
     try:
         with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            copy.deepcopy(model).eval()(*args, **kwargs)
+            duplicate(model).eval()(*args, **kwargs)
     except Exception as error:
         raise RewriteError(f"the forward of {type(model).__name__} does not run on factors: {_first_line(error)}") from error
 

@@ -7,15 +7,14 @@ are the factors themselves, as weights of the smaller model; loading replays the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.capture import Capture
+from secateur.capture.duplicate import duplicate
 from secateur.decompose import (
     Decomposable,
     Moments,
@@ -75,7 +74,7 @@ def factorize(capture: Capture, edits: Sequence[Factorize], batches: Batches | N
     if batches is None and any(edit.needs_data for edit in edits):
         wanting = ", ".join(edit.layer for edit in edits if edit.needs_data)
         raise SelectionError(f"The plan fits factors to inputs ({wanting}): give calibration data with data=...")
-    model = copy.deepcopy(capture.model)
+    model = duplicate(capture.model)
     seeing = [edit.layer for edit in ordered if edit.fit == "inputs"]
     moments = input_moments(capture.model, seeing, batches) if batches else {}
     slopes = output_slopes(capture.model, [edit.layer for edit in ordered if edit.weighted and edit.needs_data], batches) if batches else {}
@@ -222,7 +221,7 @@ def with_recomposed(model: nn.Module, factorized: nn.Module, layers: Sequence[st
     The copy's own weights have the layers' dtype, since it has to run.
     """
     exact: dict[str, Tensor] = {}
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     for name in layers:
         layer: Any = model.get_submodule(name)
         weight, bias = recomposed(layer, factorized.get_submodule(name))
@@ -238,8 +237,3 @@ def factor_bias_names(factorized: nn.Module, layers: Sequence[str]) -> dict[str,
     """The name of each layer's bias by the name that it has among the factors."""
     lasts = {name: list(factorized.get_submodule(name)._modules)[-1] for name in layers}
     return {f"{name}.{last}.bias": f"{name}.bias" for name, last in lasts.items()}
-
-
-def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two stored tensors are equal, NaN to NaN."""
-    return one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.capture import record
 from secateur.capture.decisions import weights_decide
+from secateur.capture.duplicate import duplicate
 from secateur.capture.normalize import normalize
 from secateur.groups import solve, walk
 from secateur.groups.solve import Mask
@@ -32,7 +31,7 @@ def followed(cut: Cut) -> Cut:
 
 def zeroed(model: nn.Module, cut: Cut) -> nn.Module:
     """A copy of the model with zeros at all positions of its weights that go."""
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     stored = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, dim, mask in cut.slots():

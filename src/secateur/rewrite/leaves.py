@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, fx
 
 from secateur.capture.capture import Capture
+from secateur.capture.duplicate import same_values
 from secateur.errors import ProofError
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.slices import Slices
@@ -24,7 +24,7 @@ def check_leaves(cut: Cut, program: fx.GraphModule, rename: Mapping[str, str]) -
         if dense is None:
             continue
         want = slices.apply(name, dense)
-        if want.shape != have.shape or not torch.equal(torch.nan_to_num(want), torch.nan_to_num(have)):
+        if not same_values(want, have):
             raise ProofError(f"the tensor {node.target} is not the kept part of the dense model's {name}", node=node.name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from secateur.capture.capture import Capture
 from secateur.capture.casts import stored_name
+from secateur.capture.duplicate import duplicate
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import smaller
 from secateur.rewrite.slices import Slices
@@ -30,7 +30,7 @@ def shrink_module(model: nn.Module, cut: Cut, attributes: Attributes) -> nn.Modu
     for name in slices.kept:
         new = smaller(own[name], name, slices)
         memo |= {id(own[alias]): new for alias in capture.tied.get(name, (name,))}
-    smaller_model = copy.deepcopy(model, memo)
+    smaller_model = duplicate(model, memo)
     set_attributes(smaller_model, attributes)
     return smaller_model
 

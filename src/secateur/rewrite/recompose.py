@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from secateur.capture import Capture, record
+from secateur.capture.duplicate import same_values
 from secateur.errors import ProofError
 from secateur.rewrite.compare import compare
 from secateur.rewrite.execute import Double
-from secateur.rewrite.factorize import factor_bias_names, same_values, with_recomposed
+from secateur.rewrite.factorize import factor_bias_names, with_recomposed
 from secateur.rewrite.module import tied_names
 from secateur.rewrite.perturb import perturbed_leaves, random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, is_finite, worst_of

@@ -96,7 +96,7 @@ def gather(solution: Solution, *, combine: Combine | None = None, observed: Obse
     capture = solution.walk.capture
     dotted = [solution.classes[labels[labels != NONE]] for labels, role, _ in solution.ledger.roles if role == "dot"]
     leaves = {str(n.target) for n in capture.graph.nodes if n.op == "get_attr"}
-    weights = {name: capture.leaf(name).detach() for name in sorted(leaves)}
+    weights = {name: _in_reals(capture.leaf(name).detach()) for name in sorted(leaves)}
     return Evidence(
         weights=weights,
         combine=combine or Combine(),
@@ -107,6 +107,11 @@ def gather(solution: Solution, *, combine: Combine | None = None, observed: Obse
         observed=observed or {},
         solution=solution,
     )
+
+
+def _in_reals(values: Tensor) -> Tensor:
+    """Complex numbers as pairs along a last dimension of its own, which leaves the others where they are."""
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 def precise(values: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from secateur.capture.duplicate import duplicate
 from secateur.decompose import Call, LayerSpec, Refusal
 from secateur.decompose.spec import read_spec
 from secateur.measure import compare_latency
@@ -29,7 +29,7 @@ def slower(layer: nn.Module, edit: Factorize, calls: Sequence[Call]) -> Refusal 
 
 def layer_latencies(layer: nn.Module, edit: Factorize, calls: Sequence[Call]) -> tuple[float, float]:
     """Median milliseconds of a layer and of factors of the planned shapes, over all its calls."""
-    holder = nn.ModuleDict({"layer": copy.deepcopy(layer)})
+    holder = nn.ModuleDict({"layer": duplicate(layer)})
     with_skeletons(holder, [replace(edit, layer="layer")])
     models = {"dense": layer, "factors": holder["layer"]}
     dense, factors = 0.0, 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from secateur.capture.duplicate import duplicate
 from secateur.errors import FileError, UsageError
 from secateur.rewrite import Cut
 from secateur.tune.checkpoint import FILE, Checkpoint
@@ -140,7 +140,7 @@ class FineTune:
         _check_trainable(model)
         with own_random_numbers(), accelerated(self.precision, self.seed) as accelerator:
             batches = Batches(opened(data, batch_size=self.batch_size), accelerator, self.seed)
-            trained = copy.deepcopy(model).to(accelerator.device)
+            trained = duplicate(model).to(accelerator.device)
             with self._teaching(trained, teacher, cut) as teaching:
                 run = Run(self, Task(trained, batches, loss or default_loss, metric, teaching), accelerator)
                 if resume and self._file is not None and self._file.is_file():

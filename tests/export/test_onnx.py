@@ -36,6 +36,14 @@ def test_batch_and_image_size_stay_open(tmp_path: Path) -> None:
         torch.testing.assert_close(run(path, image=image)["output"], model(image).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_an_output_may_have_the_name_that_the_exporter_gives_an_inner_value(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    path = tmp_path / "m.onnx"
+    assert write_onnx(export_program(model, (torch.randn(2, 3),), {}), path, names=PortNames(("relu",), ("linear",))) is None
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(run(path, relu=x)["linear"], model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_nested_inputs_and_outputs_have_names(tmp_path: Path) -> None:
     """The number among the outputs, which the exporter cannot take, makes the canonical form necessary."""
     model, path = Nested().eval(), tmp_path / "model.onnx"

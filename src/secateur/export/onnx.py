@@ -111,7 +111,20 @@ def _forms(exported: Exported, case: _Case) -> Iterator[tuple[str, Callable[[], 
 def _convert(program: ExportedProgram, path: Path, case: _Case) -> None:
     converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=case.input_names, output_names=case.output_names)
     assert converted is not None
+    _free_names(converted.model.graph)
     converted.save(path)
+
+
+def _free_names(graph: Any) -> None:
+    """Give values inside of a graph other names than its inputs and outputs have: the exporter names ports without looking."""
+    ports = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    names = {value.name for value in (*graph.inputs, *graph.outputs)}
+    taken = names | {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+    for value in (value for node in graph for value in node.outputs):
+        if id(value) not in ports and value.name in names:
+            number = next(n for n in range(2, len(taken) + 3) if f"{value.name}_{n}" not in taken)
+            value.name = f"{value.name}_{number}"
+            taken.add(value.name)
 
 
 def _check(path: Path, case: _Case, exported: Exported) -> None:

@@ -125,3 +125,21 @@ def test_nothing_random_is_called() -> None:
     state = torch.random.get_rng_state()
     Expectation(solution)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+class Root(nn.Module):
+    """A root of normalised values, which half of them do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.sqrt(self.norm(self.stem(x))).nan_to_num())
+
+
+def test_a_function_counts_where_it_has_a_value() -> None:
+    node, expected = node_named(Root().eval(), torch.randn(2, 3), "sqrt")
+    halves = torch.randn(DRAWS, generator=torch.Generator().manual_seed(0)).abs().sqrt().double()
+    torch.testing.assert_close(expected[node].mean, halves.mean().expand(4), atol=0.01, rtol=0.02)
+    torch.testing.assert_close(expected[node].variance, halves.var().expand(4), atol=0.01, rtol=0.03)

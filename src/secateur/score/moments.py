@@ -229,7 +229,7 @@ def _is_function(node: fx.Node) -> bool:
 
 
 def _through(node: fx.Node, given: Moments) -> Moments:
-    """The moments behind a function of single values."""
+    """The moments behind a function of single values, from where on the grid it has a value: a root has none below zero."""
     points = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64).unsqueeze(1)
     weights = torch.exp(-points.square() / 2)
     values = given.mean + points * given.variance.sqrt()
@@ -238,6 +238,8 @@ def _through(node: fx.Node, given: Moments) -> Moments:
     if not isinstance(found, Tensor) or found.shape != values.shape or not found.is_floating_point():
         return given
     found = found.detach().cpu().double()
-    mean = (weights * found).sum(0) / weights.sum()
-    variance = ((weights * found.square()).sum(0) / weights.sum() - mean.square()).clamp(min=0)
+    weights = weights * found.isfinite()
+    weights, found = weights / weights.sum(0).clamp_min(torch.finfo(weights.dtype).tiny), found.nan_to_num(0.0, 0.0, 0.0)
+    mean = (weights * found).sum(0)
+    variance = ((weights * found.square()).sum(0) - mean.square()).clamp(min=0)
     return Moments(given.classes, mean, variance, given.told)

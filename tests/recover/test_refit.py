@@ -16,6 +16,7 @@ from secateur.plan import Plan
 from secateur.recover import Recovered, Refit
 from secateur.recover.paired import Steps, bytes_at
 from secateur.recover.readers import readers
+from secateur.recover.regression import Sums
 from secateur.result import Result
 from secateur.study import Study, study
 
@@ -216,3 +217,41 @@ def test_rows_times_matrix_are_the_outputs(layer: nn.Module) -> None:
     for inputs, outputs in reader.rows(x, layer(x)):
         torch.testing.assert_close(inputs @ reader.matrix(layer.weight).mT, outputs)
     assert torch.equal(reader.stored(reader.matrix(layer.weight), layer.weight), layer.weight)
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS[:-1], ids=str)
+def test_drawn_rows_are_some_of_all_and_the_same_each_time(layer: nn.Module) -> None:
+    x = torch.randn(3, 4, *([7] * len(layer.kernel_size)))
+    reader = readers(study(layer.eval(), x).capture.graph)[0]["weight"]
+    ((every, _),) = reader.rows(x, layer(x))
+    ((some, outputs),) = reader.rows(x, layer(x), 5)
+    assert some.shape[:2] == (every.shape[0], 3 * 5)
+    torch.testing.assert_close(some @ reader.matrix(layer.weight).mT, outputs)
+    assert all(bool((row == group).all(1).any()) for rows, group in zip(some, every, strict=True) for row in rows)
+    assert len(some[0].unique(dim=0)) == 3 * 5
+    assert torch.equal(next(reader.rows(x, layer(x), 5))[0], some)
+    assert torch.equal(next(reader.rows(x, layer(x), 10**6))[0], every)
+
+
+def test_positions_are_left_out_where_there_are_more_than_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plan, _ = cut(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), torch.randn(1, 3, 20, 20), ratio=0.5)
+    x = torch.randn(8, 3, 20, 20)
+
+    def counted(refit: Refit) -> int:
+        seen: list[int] = []
+
+        def add(self: Sums, x: Tensor, y: Tensor) -> None:
+            seen.append(x.shape[1])
+            own(self, x, y)
+
+        own = Sums.add
+        with monkeypatch.context() as patched:
+            patched.setattr(Sums, "add", add)
+            refitted(found, plan, apply(found, plan), x, refit)
+        return sum(seen)
+
+    assert counted(Refit()) == 8 * 16 * 16
+    monkeypatch.setattr("secateur.recover.pairs.FEWEST", 100)
+    assert counted(Refit()) == 8 * 16 * 16  # 32 rows for each of 8 x 9 inputs are more than there are
+    assert counted(Refit(evidence=4)) == 8 * 36  # 4 rows for each of 72 inputs
+    assert counted(Refit(evidence=None)) == 8 * 16 * 16

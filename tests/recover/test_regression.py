@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.recover.regression import Moments, Sums, fit
+from secateur.recover.regression import RIDGES, Moments, Sums, fit
 
 
 def rows(count: int = 200, inputs: int = 5, outputs: int = 3, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -67,6 +67,15 @@ def test_the_ridge_is_weak_with_much_evidence_and_strong_with_none() -> None:
     few = fit([sums(noise[:, ::2, :8], noise[:, ::2, 8:]), sums(noise[:, 1::2, :8], noise[:, 1::2, 8:])], torch.zeros(1, 2, 8), None)
     assert few.ridge == math.inf
     assert not few.matrix.any()
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3, 1.0, 3.0, 10.0, 100.0])
+def test_the_ridge_is_the_best_of_all(noise: float) -> None:
+    x, y = rows(40, inputs=16, noise=noise)
+    folds, prior = [sums(x[:, ::2], y[:, ::2]), sums(x[:, 1::2], y[:, 1::2])], torch.zeros(1, 3, 16, dtype=torch.float64)
+    moments = [Moments.of(fold, centred=True) for fold in folds]
+    errors = {r: sum(test.error(other.solve(prior, r)) for test, other in (moments, moments[::-1])) for r in (*RIDGES, math.inf)}
+    assert fit(folds, prior, torch.zeros(1, 3)).ridge == min(errors, key=lambda ridge: errors[ridge])
 
 
 def test_sums_of_parts_add_up_to_the_sums_of_all() -> None:

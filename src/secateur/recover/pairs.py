@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from secateur.recover.residual import Residual, other_summand, residual_of
 from secateur.rewrite import Cut, Slices
 
 Scope = Literal["readers", "all"]
+FEWEST = 1 << 14
+"""Rows up to which none are left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,15 @@ class Pair:
     """Kept inputs, for a fit by channels."""
     by_channel: bool
     residual: Residual | None
+    positions: int | None = None
+    """Positions of each sample that a convolution is fitted to; all if ``None``."""
+
+    def thinned(self, evidence: int | None, samples: int) -> Pair:
+        """The pair fitted to no more positions of each sample than are needed for so many rows to an input, and :data:`FEWEST` in all."""
+        if evidence is None or self.by_channel or self.small.geometry is None:
+            return self
+        rows = max(evidence * self.small.matrix(self.weight).shape[2], FEWEST)
+        return replace(self, positions=-(-rows // max(samples, 1)))
 
     def target(self, outputs: Tensor) -> Tensor:
         """What the smaller layer should put out, from what the dense one does."""
@@ -74,7 +85,7 @@ class Pair:
             x, y = (v.movedim(self.small.channel_dim, -1).reshape(1, -1, v.shape[self.small.channel_dim]) for v in (inputs, source))
             sums.add(x, y)
             return
-        for x, y in self.small.rows(inputs, outputs):
+        for x, y in self.small.rows(inputs, outputs, self.positions):
             sums.add(x, y)
 
     def settle(self, folds: Sequence[Sums], ridge: float | None) -> Change:

@@ -74,15 +74,21 @@ class Reader:
         """The matrix in the form of the stored weight."""
         return (matrix[0].T if self.transposed else matrix).reshape(like.shape).to(like)
 
-    def rows(self, inputs: Tensor, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs ``(groups, n, in * taps)`` and the outputs ``(groups, n, out)`` that belong to them, some samples at a time."""
+    def rows(self, inputs: Tensor, outputs: Tensor, positions: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs ``(groups, n, in * taps)`` and the outputs ``(groups, n, out)`` that belong to them, some samples at a time.
+
+        Of a convolution only so many ``positions`` of each sample, drawn at random, the same in every run; all if ``None``.
+        """
         if self.geometry is None:
             yield inputs.reshape(1, -1, inputs.shape[-1]), outputs.reshape(1, -1, outputs.shape[-1])
             return
         inputs, outputs = self._batched(inputs), self._batched(outputs)
-        step = max(1, CHUNK // max(1, outputs[0, 0].numel() * inputs.shape[1] * self.taps))
+        sizes, generator = outputs.shape[2:], torch.Generator().manual_seed(0)
+        taken = min(positions or math.inf, math.prod(sizes))
+        step = max(1, CHUNK // max(1, int(taken) * inputs.shape[1] * self.taps))
         for x, y in zip(torch.split(inputs, step), torch.split(outputs, step), strict=True):
-            yield _patches(x, self.geometry), _positions(y, self.groups)
+            at = None if taken == math.prod(sizes) else _drawn(sizes, int(taken), generator, x.device)
+            yield _patches(x, self.geometry, at), _positions(y, self.groups, at)
 
     def _batched(self, values: Tensor) -> Tensor:
         assert self.geometry is not None
@@ -193,14 +199,31 @@ def _offset(node: fx.Node, bias: Any, uses: Mapping[str, int]) -> tuple[Offset, 
     return ("running_mean", mean) if taken and mean is not None else None
 
 
-def _patches(inputs: Tensor, geometry: Geometry) -> Tensor:
+At = tuple[Tensor, ...] | None
+"""Positions of outputs, one tensor an axis; all if ``None``."""
+
+
+def _drawn(sizes: torch.Size, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
+    flat = torch.randperm(math.prod(sizes), generator=generator)[:count]
+    return tuple(places.to(device) for places in torch.unravel_index(flat, sizes))
+
+
+def _taken(values: Tensor, at: tuple[Tensor, ...]) -> Tensor:
+    places: Any = (slice(None), slice(None), *at)
+    return values[places]
+
+
+def _patches(inputs: Tensor, geometry: Geometry, at: At) -> Tensor:
     axes = len(geometry.extent)
     padded = functional.pad(inputs, [side for pair in reversed(geometry.padding) for side in pair])
     for axis, (k, s, d) in enumerate(zip(geometry.extent, geometry.stride, geometry.dilation, strict=True)):
         padded = padded.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    if at is not None:
+        padded, axes = _taken(padded, at), 1
     grouped = torch.unflatten(padded, 1, (geometry.groups, -1)).movedim(2, 2 + axes)
-    return grouped.movedim(1, 0).flatten(-axes - 1).flatten(1, -2)
+    return grouped.movedim(1, 0).flatten(-len(geometry.extent) - 1).flatten(1, -2)
 
 
-def _positions(outputs: Tensor, groups: int) -> Tensor:
-    return torch.unflatten(outputs, 1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
+def _positions(outputs: Tensor, groups: int, at: At) -> Tensor:
+    taken = outputs if at is None else _taken(outputs, at)
+    return torch.unflatten(taken, 1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)

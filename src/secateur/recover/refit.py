@@ -69,6 +69,9 @@ class Refit:
     """Hold activations between fits if they take no more than this."""
     passes: int = 4
     """Run the data so often where activations are not held."""
+    evidence: int | None = 32
+    """Fit a convolution to so many rows for each of its inputs times taps, at positions drawn at random, where there are more: neighbours
+    tell much the same. To all if ``None``."""
     basis: Literal["best", "kept", "as cut"] = "best"
     """First give thinner heads the basis that :class:`Attention` says, and fit what follows to it; or leave them as cut."""
 
@@ -90,6 +93,7 @@ class Refit:
         bases = Bases() if self.basis == "as cut" else Attention(self.basis).bases(cut, given)
         write_back(bases.values, program, capture)
         pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit, bases.transforms)
+        pairs = [pair.thinned(self.evidence, seen) for pair in pairs]
         sweep = Sweep(cut, program, given, self._holds(pairs, given, cut))
         changes = dict(bases.changes)
         for stage in with_progress(_stages(pairs, len(pairs) if sweep.held else self.passes), "Fitting layers"):

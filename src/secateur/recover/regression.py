@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -130,8 +131,8 @@ def fit(folds: Sequence[Sums], prior: Tensor, shift: Tensor | None, *, ridge: fl
 
     The ridge draws towards the prior, so that inputs without evidence keep their weights and no ridge does worse on these
     rows than the prior. Without a given one, the ridge is the one of :data:`RIDGES`, or infinity (the prior itself), with
-    the smallest error on each fold when fitted to the others. ``shift`` is the shift so far; with ``None`` there is none
-    and moments are taken about zero.
+    the smallest error on each fold when fitted to the others; from the middle one on they are tried as long as the error
+    falls. ``shift`` is the shift so far; with ``None`` there is none and moments are taken about zero.
     """
     centred = shift is not None
     prior = prior.to(folds[0].xx)
@@ -148,13 +149,21 @@ def _ridge(folds: Sequence[Sums], prior: Tensor, *, centred: bool) -> float:
     filled = [f for f in folds if f.count]
     if len(filled) < 2:
         return RIDGES[2]
-    errors = dict.fromkeys((*RIDGES, math.inf), 0.0)
-    for held in filled:
-        rest = Moments.of(_total([f for f in filled if f is not held]), centred=centred)
-        test = Moments.of(held, centred=centred)
-        for ridge in errors:
-            errors[ridge] += held.count * test.error(rest.solve(prior, ridge))
-    return min(errors, key=lambda r: errors[r])
+    parts = [(f.count, _rest(filled, f, centred=centred), Moments.of(f, centred=centred)) for f in filled]
+
+    @cache
+    def error(ridge: float) -> float:
+        return sum(count * test.error(rest.solve(prior, ridge)) for count, rest, test in parts)
+
+    best = len(RIDGES) // 2
+    for step in (-1, 1):
+        while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
+            best += step
+    return min((RIDGES[best], math.inf), key=error)
+
+
+def _rest(folds: Sequence[Sums], held: Sums, *, centred: bool) -> Moments:
+    return Moments.of(_total([f for f in folds if f is not held]), centred=centred)
 
 
 def _total(folds: Sequence[Sums]) -> Sums:

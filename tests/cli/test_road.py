@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -23,6 +25,12 @@ def test_help_lists_every_command(secateur: Secateur) -> None:
     done = secateur("--help")
     assert done.code == 0
     assert all(re.search(rf"\b{name}\b", done.out) for name in COMMANDS)
+
+
+def test_python_runs_the_package_as_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "secateur", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "compress" in done.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,6 +10,7 @@ from rich.text import Text
 from secateur.cli.command import Answer
 from secateur.cli.progress import working
 from secateur.cli.source import Remembered
+from secateur.errors import ProofError
 from secateur.export import proven_directory, read_directory
 from secateur.rewrite import TOLERANCE, Proof
 
@@ -32,15 +33,22 @@ def prove(source: Remembered, proving: Proving) -> Answer:
     saved = read_directory(source.directory)
     opened = source.open(saved)
     with working("Proving"):
-        found = proven_directory(
-            source.directory,
-            opened.model,
-            inputs=opened.inputs,
-            tolerance=proving.tolerance,
-            seed=source.seed,
-            recovered=proving.recovered,
-            trust_pickle=source.trust_pickle,
-        )
+        try:
+            found = proven_directory(
+                source.directory,
+                opened.model,
+                inputs=opened.inputs,
+                tolerance=proving.tolerance,
+                seed=source.seed,
+                recovered=proving.recovered,
+                trust_pickle=source.trust_pickle,
+            )
+        except ProofError as error:
+            if not proving.recovered:
+                error.args = (
+                    f"{error} If weights were meant to change after the cut (recovery, training), prove the rest with --recovered.",
+                )
+            raise
     told = {"proof": found.proof.to_json() | {"holds": found.proof.holds}, "recovered": list(found.trained)}
     return Answer(list(_lines(found.proof, found.trained)), told)
 

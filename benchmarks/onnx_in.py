@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -219,7 +220,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _line(r: Mapping[str, Any]) -> str:
     start = f"| {r['model']} | {r['exporter']} |"
     if "failure" in r:
-        return f"{start} {str(r['failure']).replace('|', '/')} |" + " |" * 9
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(r["failure"]))
+        return f"{start} {plain.replace('|', '/')} |" + " |" * 9
     if "kind" not in r:
         return f"{start} {r['mib']} | {r['load_s']} |" + " - |" * 8
     shares = " | ".join(f"{r[c]:.0%}" for c in ("prunable_parameters", "parameters", "macs"))

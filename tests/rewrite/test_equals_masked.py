@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cases import CASES, Case, call, studied
@@ -16,6 +16,7 @@ from secateur.plan import Plan
 from secateur.rewrite import Rewritten, rewrite
 from secateur.rewrite.apply import Prefer
 from secateur.score import L2, Random, Scorer
+from secateur.study import study
 
 CHOICES: dict[str, tuple[Scorer, float]] = {"norm": (L2(), 0.25), "random": (Random(seed=1), 0.5), "other random": (Random(seed=2), 0.25)}
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -107,3 +108,12 @@ def test_another_batch_size_gives_the_same_rows(case: Case, prefer: Prefer) -> N
     whole, part = (tensors(call(result.model, x)) for x in (inputs, first))
     torch.testing.assert_close([x[:1] for x in whole], part)
     assert [x.shape[0] for x in whole] == [3] * len(whole)
+
+
+def test_a_proof_of_outputs_that_do_not_depend_on_the_inputs_says_so() -> None:
+    silent = nn.Sequential(nn.Linear(3, 8), nn.Hardtanh(0.0, 0.0 + 1e-12), nn.Linear(8, 2)).eval()
+    alive = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    for model, says in ((silent, True), (alive, False)):
+        found = study(model, torch.randn(4, 3))
+        proof = rewrite(found.cut(found.plan(ratio=0.5))).proof
+        assert any("do not depend on the inputs" in note for note in proof.notes) == says

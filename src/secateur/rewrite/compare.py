@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHANGE = 1e-6
+"""What counts as a change of the outputs between two inputs, relative to their scale."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -36,8 +39,19 @@ def compare(reference: Sequence[Any], found: Sequence[Any], other: Sequence[Any]
         scale = largest(want)
         change = largest(_finite_part(want) - _finite_part(elsewhere)) if want.shape == elsewhere.shape else scale
         error = _maximum(error, difference / scale if scale else math.inf)
-        sensitivity = _maximum(sensitivity, difference / change if change > 1e-6 * scale else difference / scale if scale else math.inf)
+        sensitivity = _maximum(sensitivity, difference / change if change > CHANGE * scale else difference / scale if scale else math.inf)
     return Trial(name, error, sensitivity)
+
+
+def depend_on_inputs(outputs: Sequence[Sequence[Any]]) -> bool:
+    """Whether outputs for several inputs differ by more than rounding; those for one, and empty ones, are taken to."""
+    if len(outputs) < 2 or not any(isinstance(want, Tensor) and want.numel() for want in outputs[0]):
+        return True
+    return any(
+        want.shape != other.shape or largest(_finite_part(want) - _finite_part(other)) > CHANGE * largest(want)
+        for want, other in zip(*outputs[:2], strict=False)
+        if isinstance(want, Tensor) and isinstance(other, Tensor)
+    )
 
 
 def largest_difference(want: Tensor, have: Tensor) -> float:

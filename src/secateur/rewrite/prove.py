@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.errors import ProofError
-from secateur.rewrite.compare import Trial, compare
+from secateur.rewrite.compare import Trial, compare, depend_on_inputs
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.execute import Double
 from secateur.rewrite.leaves import check_leaves, smaller_leaves
@@ -94,6 +94,8 @@ def _trials(
     if not is_finite(reference[0]):
         dense, notes = {}, ("perturbed weights gave values that are not finite: the model's own weights were used",)
         reference = [_outputs(Masked(cut, dense), x) for x in inputs]
+    if not depend_on_inputs(reference):
+        notes += ("the outputs of the masked dense model do not depend on the inputs, so the proof says little of what lies before them",)
     small = smaller_leaves(cut, dense, program, rename)
     trials = []
     for number, flat in enumerate(inputs):

@@ -185,6 +185,17 @@ def test_grouped_matmul_counts_each_row_in_its_own_group(left, right, offsets, m
     assert count_macs(graph).total == macs
 
 
+def test_grouped_matmul_of_another_library_counts_alike():
+    pytest.importorskip("transformers.integrations.moe")
+    graph = fx.Graph()
+    operands = [graph.placeholder(name) for name in ("rows", "weights", "ends")]
+    for operand, shape in zip(operands, ((6, 8), (3, 8, 16), (3,)), strict=True):
+        operand.meta["fact"] = Fact(shape, torch.float32)
+    call = graph.call_function(torch.ops.transformers.grouped_mm_fallback.default, tuple(operands))
+    call.meta["fact"] = Fact((6, 16), torch.float32)
+    assert count_macs(graph).total == 6 * 8 * 16
+
+
 def test_weights_and_products_are_told_apart(graph_of):
     count = count_macs(graph_of(Block(), torch.randn(2, 5, 8)))
     assert count.by_weight == {"qkv.weight": 10 * 8 * 24, "out.weight": 10 * 8 * 8}

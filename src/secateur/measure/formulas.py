@@ -173,6 +173,11 @@ def _grouped_matmul(call: Call) -> Iterator[Product]:
     yield call.product(prod(call.out) * left[-1] // pieces, "self", "mat2")
 
 
+@counts("transformers::grouped_mm_fallback")
+def _grouped_matmul_of_any_width(call: Call) -> Iterator[Product]:
+    yield call.product(prod(call.out) * call.shape("input")[-1], "input", "weight")
+
+
 @counts("bilinear")
 def _bilinear(call: Call) -> Iterator[Product]:
     _, left, right = call.shape("weight")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +20,16 @@ from secateur.capture.capture import Capture
 from secateur.capture.execution import plain_execution
 from secateur.capture.flat import PREFIX, FlatModel, flatten_inputs, tensors_of
 from secateur.capture.leaves import Leaves
+from secateur.capture.limit import time_limit
 from secateur.capture.sizes import Place, open_sizes
 from secateur.capture.transcribe import Transcript
 from secateur.capture.trees import input_names
 from secateur.capture.untouched import untouched
 from secateur.capture.verify import check_on, close_capture
 from secateur.errors import CaptureError
+
+LONGEST_S = 60.0
+"""How long torch.export may look for what open input sizes have to fulfil; divisions of them, as in padding, can take it hours."""
 
 Sizes = tuple[dict[int, Any], ...]
 
@@ -37,6 +42,8 @@ class _Attempt:
     tensors: list[Tensor]
     sizes: Sizes | None
     needs_batch: bool = False
+    seconds: float = math.inf
+    """How long it may take."""
 
 
 def export(
@@ -101,7 +108,8 @@ def _stored(spec: InputSpec, traced: torch.export.ExportedProgram, transcript: T
 
 def _traced(run: FlatModel, attempt: _Attempt) -> torch.export.ExportedProgram:
     shapes = None if attempt.sizes is None else (attempt.sizes,)
-    with _quietly(), untouched(run, attempt.tensors), plain_execution(run, attempt.tensors):
+    limit = time_limit(attempt.seconds) if math.isfinite(attempt.seconds) else nullcontext()
+    with _quietly(), untouched(run, attempt.tensors), plain_execution(run, attempt.tensors), limit:
         traced = torch.export.export(run, tuple(attempt.tensors), dynamic_shapes=shapes, strict=False)
     if attempt.needs_batch and not any(0 in dims for dims in _open_dims(traced)):
         raise CaptureError("the model fixes the batch size")
@@ -131,10 +139,11 @@ def _attempts(run: FlatModel, tensors: list[Tensor], places: Sequence[Place], *,
         doubled = _doubled(run, tensors) if all(tensor.shape[0] == 1 for tensor in ranked) else None
         examples = doubled or tensors
         if places:
-            yield _Attempt("batch and input sizes free", examples, _sizes(examples, places), needs_batch=doubled is not None)
+            needs_batch = doubled is not None
+            yield _Attempt("batch and input sizes free", examples, _sizes(examples, places), needs_batch, LONGEST_S)
         yield _Attempt("batch size free", examples, _sizes(examples, []), needs_batch=doubled is not None)
         if places and doubled:
-            yield _Attempt("input sizes free", tensors, _sizes(tensors, places))
+            yield _Attempt("input sizes free", tensors, _sizes(tensors, places), seconds=LONGEST_S)
     yield _Attempt("fixed sizes", tensors, None)
 
 

@@ -110,6 +110,14 @@ def left_open(options: Options) -> Options | None:
     return None if options == Options() else options
 
 
+def fractions(what: str, text: str, example: str) -> list[float]:
+    """Numbers between commas, as an option of that name has them."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{what} takes numbers between commas, such as {example}, not {text!r}.") from error
+
+
 def _by_name(what: str, texts: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
     out: dict[str, T] = {}
     for text in texts:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import typer
 from rich.text import Text
 
 from secateur.allocate import Options
@@ -15,7 +14,7 @@ from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, command_line, refuse_existing
 from secateur.cli.registry import Mending, SuitedCriterion
-from secateur.cli.selection import Calibration, left_open
+from secateur.cli.selection import Calibration, fractions, left_open
 from secateur.cli.source import Source
 from secateur.errors import FileError
 from secateur.rewrite.apply import Prefer
@@ -41,10 +40,7 @@ class Cuts:
     @property
     def numbers(self) -> list[float]:
         """The fractions."""
-        try:
-            return [float(text) for text in self.ratios.split(",")]
-        except ValueError as error:
-            raise typer.BadParameter(f"--ratios takes numbers between commas, such as 0.25,0.5, not {self.ratios!r}.") from error
+        return fractions("--ratios", self.ratios, "0.25,0.5")
 
 
 @dataclass(frozen=True)

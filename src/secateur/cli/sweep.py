@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import typer
 from rich.text import Text
 
 from secateur.allocate import Options
@@ -14,7 +13,7 @@ from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, command_line, refuse_existing
 from secateur.cli.registry import Recovering, SuitedCriterion, SuitedSpread
-from secateur.cli.selection import Calibration, left_open
+from secateur.cli.selection import Calibration, fractions, left_open
 from secateur.cli.source import Source
 from secateur.rewrite.apply import Prefer
 from secateur.sweep import Sweep
@@ -46,13 +45,8 @@ class Sweeping:
     @property
     def goals(self) -> list[Target]:
         """The targets."""
-        return [Target(macs=number) if self.of == "macs" else Target(parameters=number) for number in self._numbers()]
-
-    def _numbers(self) -> list[float]:
-        try:
-            return [float(text) for text in self.targets.split(",")]
-        except ValueError as error:
-            raise typer.BadParameter(f"--targets takes numbers between commas, such as 0.8,0.5, not {self.targets!r}.") from error
+        wanted = fractions("--targets", self.targets, "0.8,0.5")
+        return [Target(macs=number) if self.of == "macs" else Target(parameters=number) for number in wanted]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from secateur.groups.rules.pointwise import pointwise
 from secateur.groups.rules.registry import find
-from secateur.recover.readers import Reader, arguments, leaf, packet, readers
+from secateur.recover.readers import Reader, arguments, packet, readers
 from secateur.recover.recovery import Change, Recovered, own_tensors
 from secateur.rewrite import Cut, Slices
 from secateur.score.batches import Data
+from secateur.score.graph import leaf
 from secateur.score.moments import Expectation
 
 POINTS, REACH = 1025, 6.0

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.groups import ChannelGroup, build_groups
-from secateur.recover.readers import Reader, arguments, leaf, packet, readers
+from secateur.recover.readers import Reader, arguments, packet, readers
 from secateur.recover.recovery import Change, Recovered, own_tensors
 from secateur.rewrite import Cut, Slices
 from secateur.score.batches import Data
+from secateur.score.graph import leaf
 
 By = Literal["distance", "direction"]
 

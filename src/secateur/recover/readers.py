@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from secateur.capture.capture import Fact
+from secateur.score.graph import leaf
 
 CHUNK = 1 << 22
 """Elements of input rows that are laid out at once; bounds memory, changes nothing else."""
@@ -126,11 +127,6 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def packet(node: fx.Node) -> str:
     """The name of a call's operator, without its overload."""
     return str(node.target.overloadpacket) if isinstance(node.target, torch._ops.OpOverload) else ""
-
-
-def leaf(value: Any) -> str | None:
-    """The name of the stored tensor that an argument is."""
-    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else None
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:

@@ -94,9 +94,9 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     if joint or len(mine) != 1 or len(weights) != 1 or not (weight.leaf or (channels == groups and not transposed)):
         return _bare_group(call, x, weight, others)
     inputs, slots = mine[0].labels.reshape(groups, -1), weights[0].labels.ravel()
-    call.ledger.note(weight.fields, frozenset({0}), "carries" if channels == groups else "writes")
     if transposed:
         return _grouped_transposed(call, weight, inputs, slots, groups, others)
+    call.ledger.note(weight.fields, frozenset({0}), "carries" if channels == groups else "writes")
     labels = slots.reshape(groups, -1)
     if channels == groups:
         call.ledger.unite(inputs, labels)
@@ -126,8 +126,10 @@ def _grouped_transposed(call: Call, weight: Operand, inputs: np.ndarray, slots: 
     out = call.shape[1]
     assert weight.leaf
     own = call.ledger.grouped.setdefault(weight.leaf, call.ledger.fresh(out).reshape(groups, -1))
-    call.ledger.roles.append((own.ravel(), "writes", call.ledger.place.node))
-    if inputs.shape[1] == 1 and own.shape[1] == 1:
+    depthwise = inputs.shape[1] == own.shape[1] == 1
+    call.ledger.note(weight.fields, frozenset({0}), "carries" if depthwise else "reads")
+    call.ledger.roles.append((own.ravel(), "carries" if depthwise else "writes", call.ledger.place.node))
+    if depthwise:
         call.ledger.unite(inputs, own)
     else:
         _join_groups(call, inputs, own)

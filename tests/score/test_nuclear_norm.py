@@ -79,9 +79,15 @@ def test_no_more_than_the_smaller_table_is_held() -> None:
     assert isinstance(maps, FeatureMaps)
     for _ in range(5):
         maps.see(Call({}, torch.randn(4, 2, 6), 4, 4))
-    assert maps.stored == []
-    assert maps.gram is not None
-    assert maps.gram.shape == (2, 6, 6)
+        assert sum(each.shape[1] for each in maps.stored) < 12
+
+
+@pytest.mark.parametrize("samples", [20, 60])
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-7])
+def test_maps_that_hardly_change_are_exact_too(samples: int, spread: float) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Conv1d(2, 2, 1)).double()
+    data = 5 + spread * torch.randn(samples, 1, 25, dtype=torch.float64)
+    torch.testing.assert_close(scored(model, data[:4], data), direct(model[0](data)), rtol=1e-9, atol=0)
 
 
 def test_a_dead_channel_scores_zero() -> None:

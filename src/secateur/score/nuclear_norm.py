@@ -16,10 +16,12 @@ from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, occurrences, precise
 from secateur.score.observer import Call, Observer
 from secateur.score.places import Place, batch_dim, numbers, place_of, places
-from secateur.score.ranks import collected, summed, total
+from secateur.score.ranks import collected, total
 
 _ELEMENTS = 1 << 23
 """Elements of feature maps that are brought to double precision at once."""
+_EXACT = 1e-7
+"""How far the squares may be off, relative to the norm, before singular values are computed."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class NuclearNorm:
 
         s_c = ||A_c||_* / N        A_c: (N samples, positions)
 
-    Exact for all samples together, through the smaller of the two Gram matrices. Needs data, without labels. With the
+    Exact for all samples together, through the smaller of the two Gram matrices, or by the singular values themselves where
+    some are so small beside the largest that squares would lose them. Needs data, without labels. With the
     policy ``backward`` the sums of coupled producers are looked at, after the activation that follows, in place of the
     producers. Feature maps of all samples are held where there are more positions than samples, so memory grows with
     the samples. Yeom, Shim, Hwang, arXiv 2103.10858.
@@ -47,13 +50,12 @@ class NuclearNorm:
 
 @dataclass(eq=False)
 class FeatureMaps:
-    """Gathers the feature maps of one node: as they are, or as Gram matrices once there are more samples than positions."""
+    """Gathers the feature maps of one node: as they are, or as triangles with the same singular values once there are many samples."""
 
     place: Place
     channels: Labels = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     samples: int = 0
     stored: list[Tensor] = field(default_factory=list)
-    gram: Tensor | None = None
 
     @property
     def node(self) -> fx.Node:
@@ -65,31 +67,26 @@ class FeatureMaps:
         self.channels, maps = self._maps(call)
         self.samples += maps.shape[1]
         self.stored.append(maps)
-        self._fold(maps.shape[2])
+        if sum(each.shape[1] for each in self.stored) >= 2 * maps.shape[2]:
+            self.stored = [torch.cat([torch.linalg.qr(rows, mode="r").R for rows in self._tables()])]
 
     def share(self) -> None:
         """Add the other processes' samples."""
         self.samples = total(self.samples)
-        positions = self.stored[0].shape[2] if self.gram is None else self.gram.shape[-1]
-        self._fold(positions)
-        if self.gram is not None:
-            self.gram = summed(self.gram)
-        else:
-            self.stored = [maps for found in collected(self.stored) for maps in found]
+        self.stored = [maps for found in collected(self.stored) for maps in found]
 
     def parts(self) -> Sequence[Part]:
         """Nuclear norms divided by the number of samples."""
         if not self.samples:
             return ()
-        norms = torch.cat(list(self._norms())) / self.samples
+        norms = torch.cat([nuclear_norms(maps) for maps in self._tables()]) / self.samples
         return [(self.channels[picked], norms[torch.as_tensor(picked, device=norms.device)]) for picked in occurrences(self.channels)]
 
-    def _fold(self, positions: int) -> None:
-        """Turn feature maps into their Gram matrices once there are more samples than positions."""
-        if self.samples > positions and self.stored:
-            grams = [_gram(each.mT) for each in self.stored]
-            self.gram = sum(grams, torch.zeros_like(grams[0]) if self.gram is None else self.gram)
-            self.stored.clear()
+    def _tables(self) -> Iterator[Tensor]:
+        """What is stored, in double precision, a few channels at a time: ``(channels, rows, positions)``."""
+        elements = sum(each[0].numel() for each in self.stored)
+        for low in range(0, len(self.channels), block := max(1, _ELEMENTS // max(1, elements))):
+            yield torch.cat([precise(each[low : low + block]) for each in self.stored], dim=1)
 
     def _maps(self, call: Call) -> tuple[Labels, Tensor]:
         """Channels, and their maps: ``(channels, samples, positions)``."""
@@ -102,29 +99,23 @@ class FeatureMaps:
         place = 1 + dim - sum(d < dim for d in dims)
         return channels, rows.movedim(place, 1).reshape(rows.shape[0], kept.shape[dim], -1)
 
-    def _norms(self) -> Iterator[Tensor]:
-        if self.gram is not None:
-            yield _root_sum(self.gram, max(self.samples, self.gram.shape[-1]))
-            return
-        positions = self.stored[0].shape[2]
-        block = max(1, _ELEMENTS // max(1, self.samples * positions))
-        for low in range(0, len(self.channels), block):
-            maps = torch.cat([each[low : low + block] for each in self.stored], dim=1)
-            yield _root_sum(_gram(maps), positions)
+
+def nuclear_norms(tables: Tensor) -> Tensor:
+    """Sums of the singular values of matrices ``(matrices, rows, columns)`` in double precision; NaN where one is not finite."""
+    finite = tables.isfinite().all(-1).all(-1)
+    tables = torch.where(finite[:, None, None], tables, 0)
+    flat = tables if tables.shape[1] <= tables.shape[2] else tables.mT
+    squares = torch.linalg.eigvalsh(flat @ flat.mT)
+    norms = squares.clamp(min=0).sqrt().sum(-1)
+    for blurred in torch.nonzero(_blur(squares, flat.shape[2]) > _EXACT * norms).flatten().tolist():
+        norms[blurred] = torch.linalg.svdvals(flat[blurred]).sum()
+    return torch.where(finite, norms, torch.nan)
 
 
-def _gram(maps: Tensor) -> Tensor:
-    """Products of all rows of each matrix, a few matrices at a time."""
-    block = max(1, _ELEMENTS // max(1, maps.shape[1] * maps.shape[2]))
-    return torch.cat([precise(part) @ precise(part).mT for part in torch.split(maps, block)])
-
-
-def _root_sum(gram: Tensor, longest: int) -> Tensor:
-    """Sum of the roots of the eigenvalues; what is mere rounding of a zero counts as zero. NaN where a matrix is not finite."""
-    finite = gram.isfinite().all(-1).all(-1)
-    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0))
-    smallest = values[..., -1:].clamp(min=0) * torch.finfo(values.dtype).eps * longest
-    return torch.where(finite, torch.where(values > smallest, values, 0).sqrt().sum(-1), torch.nan)
+def _blur(squares: Tensor, longest: int) -> Tensor:
+    """How far rounding may move the sum of the roots of eigenvalues: by little, unless some are small beside the largest."""
+    rounding = squares[..., -1:].clamp(min=0) * torch.finfo(squares.dtype).eps * longest
+    return torch.minimum(rounding.sqrt(), rounding / (2 * squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt())).sum(-1)
 
 
 def _sums(group: ChannelGroup, solution: Solution) -> Iterator[Place]:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from score.by_hand import group, member, solved
 from secateur.errors import ModelError
 from secateur.score import L2, Combine, Evidence, GeometricMedian, gather, score_groups
-from secateur.score.evidence import occurrences
+from secateur.score.evidence import lengths, occurrences
 
 PLAIN = Combine("sum", "none")
 
@@ -156,3 +156,9 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
     solution, groups = solved(model, torch.randn(2, 3))
     with pytest.raises(ModelError, match=r"0\.weight"):
         score_groups(L2(), groups, gather(solution))
+
+
+def test_lengths_of_rows_that_single_precision_cannot_square() -> None:
+    rows = torch.tensor([[3e25, 4e25], [3e-22, 4e-22], [3.0, 4.0], [0.0, 0.0]])
+    assert torch.allclose(lengths(rows), torch.tensor([5e25, 5e-22, 5.0, 0.0], dtype=torch.float64), rtol=1e-6, atol=0.0)
+    assert torch.allclose(lengths(torch.tensor([[300.0, 400.0]], dtype=torch.float16)), torch.tensor([500.0], dtype=torch.float64))

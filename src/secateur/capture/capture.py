@@ -65,8 +65,12 @@ class Capture:
 
     def leaf(self, name: str) -> Tensor:
         """The parameter, buffer or constant of that name."""
-        owner, _, last = name.rpartition(".")
-        tensor = getattr(self.program.get_submodule(owner), last)
+        *path, last = name.split(".")
+        owner: nn.Module | None = self.program
+        for part in path:
+            assert owner is not None
+            owner = owner._modules[part]
+        tensor = getattr(owner, last)
         assert isinstance(tensor, Tensor)
         return tensor
 

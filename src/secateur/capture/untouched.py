@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import is_not
@@ -52,10 +52,11 @@ def untouched(model: nn.Module, flat_inputs: list[Any], *, branches: bool = Fals
     Restored are attributes, parameters, buffers with their contents, train/eval flags, hooks and ``requires_grad``
     of every module. Whoever sees that another tensor is about to be written hands it to ``Keepsakes.keep``.
     """
-    attributes = [(module, _attributes(module)) for module in model.modules()]
-    requires_grad = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
+    modules = list(model.modules())
+    attributes = [(module, _attributes(module)) for module in modules]
+    requires_grad = [(x, x.requires_grad) for module in modules for x in module._parameters.values() if x is not None]
     keepsakes = Keepsakes()
-    for tensor in _state(model):
+    for tensor in _state(modules):
         keepsakes.keep(tensor)
     try:
         with _same_random_state(model, flat_inputs), _attention_in_the_open():
@@ -72,13 +73,17 @@ def untouched(model: nn.Module, flat_inputs: list[Any], *, branches: bool = Fals
                 tensor.requires_grad_(flag)
 
 
-def _state(model: nn.Module) -> Iterator[Tensor]:
+def _state(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     """Yield the buffers, and the tensors that modules hold as plain attributes."""
-    yield from model.buffers()
-    for module in model.modules():
+    for module in modules:
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
         for name, value in vars(module).items():
-            if not name.startswith("_") and not isinstance(value, _PLAIN):
+            if not name.startswith("_") and not _is_plain(value):
                 yield from (x for x in pytree.tree_leaves(value) if isinstance(x, Tensor) and not isinstance(x, nn.Parameter))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (type(value) is tuple and all(isinstance(each, _PLAIN) for each in value))
 
 
 def _evaluate(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from secateur.capture.facts import CONSTANT_PREFIX
+from secateur.groups.distinct import distinct_pairs
 from secateur.groups.families import Family, block_families, channel_families, numbered
 from secateur.groups.fields import Labels
 from secateur.groups.group import ChannelGroup, Kind, Member
@@ -65,7 +66,7 @@ class _Builder:
         number = np.argsort(order)
         (within, of), (own, of_own) = self.of_thread.of(thread), self.of_class.of(family.classes)
         places, channels = np.concatenate([within, own]), np.concatenate([number[block[of]], number[of_own]])
-        places, channels = np.unique(np.stack([places, channels]), axis=1)
+        places, channels = distinct_pairs(places, channels)
         inside = np.unique(self.classes[places])
         crossed = self.classes[within] != family.classes[block[of]]
         if crossed.any() and np.isin(inside, family.classes).all():

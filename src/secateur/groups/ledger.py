@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from secateur.groups.distinct import distinct_rows
 from secateur.groups.fields import NONE, Field, Fields, Labels, compact, hierarchy, rows
 
 Role = Literal["writes", "reads", "carries", "dot", "mixed", "joined"]
@@ -152,7 +153,7 @@ class Ledger:
         shape = [inside.labels.shape[d] if d in dims else 1 for d in range(inside.labels.ndim)]
         others = [d for d in range(inside.labels.ndim) if d not in dims]
         table = inside.labels.transpose([*sorted(dims), *others]).reshape(int(np.prod(shape)), -1)
-        first, inverse = np.unique(table, axis=0, return_inverse=True)
+        first, inverse = distinct_rows(table)
         block = Field(compact(self.fresh(len(first))[inverse].reshape(shape)), block=True)
         for each in fields:
             if dims < each.dims:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from secateur.groups.distinct import distinct_rows
 from secateur.groups.fields import NONE, Labels
 from secateur.groups.ledger import Rectangle
 from secateur.groups.solve import Mask, Solution, binary, pattern
@@ -38,8 +39,8 @@ class Unevenness:
         counts: list[tuple[Count, ...]] = [()]
         links = []
         for table, classes, rows in found:
-            distinct, kind = np.unique(rows, axis=0, return_inverse=True)
-            pairs, place = np.unique(signature[classes] * len(distinct) + kind.ravel(), return_inverse=True)
+            distinct, kind = distinct_rows(rows)
+            pairs, place = np.unique(signature[classes] * len(distinct) + kind, return_inverse=True)
             signature[classes] = len(counts) + place
             for before, row in zip(*(part.tolist() for part in np.divmod(pairs, len(distinct))), strict=True):
                 links += [(table, other) for other, _ in counts[before][-1:]]

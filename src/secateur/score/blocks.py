@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.groups.distinct import distinct_pairs
 from secateur.groups.fields import Labels
 from secateur.groups.group import ChannelGroup
 from secateur.score.combine import GroupPolicy
@@ -27,8 +28,8 @@ def inside(blocks: ChannelGroup, group: ChannelGroup) -> tuple[Labels, Labels]:
             pairs.append(np.stack([member.channels, found])[:, found >= 0])
     if not pairs:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    channels, numbers = np.unique(np.concatenate(pairs, axis=1), axis=1)
-    return channels, numbers
+    channels, numbers = np.concatenate(pairs, axis=1)
+    return distinct_pairs(channels, numbers)
 
 
 def block_scores(blocks: ChannelGroup, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], group_policy: GroupPolicy) -> Tensor:

@@ -21,6 +21,8 @@ from secateur.score.moments import Expectation
 Observed = Mapping[tuple[Hashable, str], tuple[Part, ...]]
 
 _BATCH_NORMS = ("aten.batch_norm", "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._native_batch_norm_legit_no_training")
+_SMALLEST, _LARGEST = 1e-15, 1e15
+"""Norms between which squares in single precision neither vanish nor overflow."""
 _LOOKUPS = ("aten.embedding", "aten.embedding_bag")
 
 
@@ -117,6 +119,18 @@ def _in_reals(values: Tensor) -> Tensor:
 def precise(values: Tensor) -> Tensor:
     """In double precision, or in single precision on devices that have nothing better."""
     return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """The Euclidean norm of each row: shape ``(rows,)``, in double precision.
+
+    Squares are summed in the rows' own precision, single at least; of rows which these would not fit in, in double precision.
+    """
+    found = precise(torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32)))
+    extreme = ~((found > _SMALLEST) & (found < _LARGEST))
+    if bool(extreme.any()):
+        found[extreme] = torch.linalg.vector_norm(precise(rows[extreme]), dim=1)
+    return found
 
 
 def _rows(member: Member, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.errors import SelectionError
 from secateur.groups.group import ChannelGroup
-from secateur.score.evidence import Evidence, Producer, precise
+from secateur.score.evidence import Evidence, Producer, lengths, precise
 from secateur.score.tiles import distances, pair_sums
 
 
@@ -50,7 +50,7 @@ class GeometricMedian:
         first = math.floor(self.mix * rows.shape[0] + 1e-9)
         if not first:
             return pair_sums(rows, distances)
-        order = torch.linalg.vector_norm(rows, dim=1, dtype=precise(rows[:0]).dtype).argsort(stable=True)
+        order = lengths(rows).argsort(stable=True)
         rest = pair_sums(rows[order[first:]], distances)
         below = torch.arange(first, dtype=rest.dtype, device=rest.device) / first * rest.min()
         return torch.cat([below, rest])[order.argsort()]

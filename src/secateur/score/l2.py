@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.groups.group import ChannelGroup
-from secateur.score.evidence import Evidence, Producer, precise
+from secateur.score.evidence import Evidence, Producer, lengths
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class L2:
         return evidence.combine(group.size, ((p.channels, self._norms(p, evidence)) for p in evidence.producers(group)))
 
     def _norms(self, producer: Producer, evidence: Evidence) -> Tensor:
-        norms: Tensor = torch.linalg.vector_norm(producer.rows, dim=1, dtype=precise(producer.rows[:0]).dtype)
+        norms: Tensor = lengths(producer.rows)
         if self.fold_bn and producer.tensor in evidence.scales:
             scale = evidence.scales[producer.tensor].abs()
             norms = norms * scale[torch.as_tensor(producer.positions, device=scale.device)]

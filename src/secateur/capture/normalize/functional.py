@@ -97,8 +97,9 @@ class _Functionaliser:
 
     def _refresh(self, node: fx.Node) -> None:
         """Let a node read what its arguments show now."""
-        node.args = map_arg(node.args, lambda source: self._read(source, node))
-        node.kwargs = map_arg(node.kwargs, lambda source: self._read(source, node))
+        if any(self._read(source, node) is not source for source in node.all_input_nodes):
+            node.args = map_arg(node.args, lambda source: self._read(source, node))
+            node.kwargs = map_arg(node.kwargs, lambda source: self._read(source, node))
 
     def _write(self, node: fx.Node) -> None:
         view = node.args[0]

@@ -54,7 +54,9 @@ def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 def drop_dead(program: fx.GraphModule) -> None:
     """Remove calls that nothing reads (checks among them), except those that write in place or by which Python decides."""
-    program.graph.eliminate_dead_code(is_impure_node=_matters)
+    for node in reversed(program.graph.nodes):
+        if not node.users and not _matters(node):
+            program.graph.erase_node(node)
 
 
 def _matters(node: fx.Node) -> bool:

@@ -127,7 +127,7 @@ def test_a_depthwise_convolution_follows_its_producer() -> None:
 
 def test_the_input_side_of_a_grouped_transposed_convolution_makes_nothing() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 6, 3, groups=2), nn.Conv2d(6, 2, 1))
-    solution, groups = solved(model, torch.randn(2, 3, 5, 5))
+    _, groups = solved(model, torch.randn(2, 3, 5, 5))
     roles = {g.name: {m.tensor: m.role for m in g.members if m.tensor.endswith("weight")} for g in groups if g.kind == "channels"}
     assert roles["0"] == {"0.weight": "writes", "1.weight": "reads"}
     assert roles["1"] == {"1.weight": "writes", "2.weight": "reads"}
@@ -135,7 +135,7 @@ def test_the_input_side_of_a_grouped_transposed_convolution_makes_nothing() -> N
 
 def test_a_depthwise_transposed_convolution_follows_its_producer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
-    solution, groups = solved(model, torch.randn(2, 3, 6, 6))
+    _, groups = solved(model, torch.randn(2, 3, 6, 6))
     assert [w.tensor for w in groups[0].writers] == ["0.weight"]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose
-from secateur.decompose.als import Target, improve, random_start, subspace_start, tap_start
+from secateur.decompose.als import Fit, Target, improve, random_start, subspace_start, tap_start
 from secateur.decompose.epc import error_preserving_correction, term_energy
 from secateur.decompose.linalg import leading_left, ridge_solve, symmetric_root
 from secateur.decompose.tucker import hooi, project, refine
@@ -179,6 +179,19 @@ def test_degenerate_kernels_have_finite_factors(method, kernel):
     found = decompose(layer, method, 3)
     assert all(bool(parameter.isfinite().all()) for parameter in found.module.parameters())
     assert found.relative_error < (0.75 if kernel == "repeated" else 1e-5)
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_correction_drops_terms_that_have_all_but_vanished(separable):
+    kernel = torch.zeros(1, 8, 6, 3, 3, dtype=torch.float64)
+    kernel[0, 3, 4, 1, 1] = 1
+    target = Target.of(kernel if separable else kernel.flatten(3))
+    # A product of what is left of the other factors that is no zero, and whose square is one.
+    vanishing = torch.tensor([1, 1e-70, 1e-105], dtype=torch.float64)
+    factors = tuple(torch.cat([factor, torch.ones_like(factor).expand(-1, -1, 2)], 2) * vanishing for factor in tap_start(target.kernel, 1))
+    fit = Fit(tuple(factor[None] for factor in factors), target.energy[None] * 1000)
+    corrected = error_preserving_correction(target, fit, slack=1.001)
+    assert all(bool(factor.isfinite().all()) for factor in corrected.factors)
 
 
 def test_zero_matrices_have_finite_factors():

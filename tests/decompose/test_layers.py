@@ -163,11 +163,27 @@ def test_the_graph_tells_who_else_reads_a_weight():
     assert (found["plain"].macs, found["twice"].macs) == (6 * 256, 2 * 6 * 256)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("normalised", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_is_computed_is_told_from_one_that_is_not_run(normalised):
+    (row,) = captured(nn.Sequential(normalised(nn.Linear(16, 16))), torch.randn(2, 16))
+    assert "computed from other tensors" in row.reason
+
+
 def test_work_is_counted_at_the_sizes_that_a_run_shows():
     model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, stride=2), nn.Conv2d(6, 8, (1, 5)), nn.Flatten(), nn.Linear(32, 3))
     rows = captured(model, torch.randn(2, 4, 4, 11))
     assert [row.calls for row in rows] == [(Call(2, (4, 11)),), (Call(2, (2, 6)),), (Call(2, ()),)]
     assert [row.macs for row in rows] == [2 * 12 * 4 * 6 * 9, 2 * 4 * 6 * 8 * 5, 2 * 32 * 3]
+
+
+@pytest.mark.parametrize("padding", ["same", (2, 1)])
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_a_layer_that_pads_its_own_input_is_counted_at_the_size_that_it_is_given(padding, mode):
+    layer = nn.Conv2d(4, 6, (5, 3), padding=padding, padding_mode=mode)
+    (row,) = captured(nn.Sequential(layer), torch.randn(2, 4, 7, 9))
+    assert row.calls == (Call(2, (7, 9)),)
+    assert row.macs == 2 * 7 * 9 * 4 * 6 * 15
 
 
 def test_subclasses_are_admitted_where_they_were_seen_to_act_as_their_base():

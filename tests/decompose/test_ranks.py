@@ -1,6 +1,7 @@
 """How many components: evidence, calibration, rules for one layer, and budgets over layers."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -169,6 +170,31 @@ def test_rank_by_hand_is_checked():
     assert "dearer" in choose_rank(nn.Linear(16, 16), SVD(), ByHand(8)).reason
     assert "neither" in choose_rank(nn.ReLU(), SVD(), ByHand(8)).reason
     assert "depthwise" in choose_rank(nn.Conv2d(4, 4, 3, groups=4), CP(), ByHand(1)).reason
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: ByHand(0),
+        lambda: ByHand(2.5),
+        lambda: ByHand(True),
+        lambda: ByHand("vbmf"),
+        lambda: ByHand((4, -1)),
+        lambda: ByHand(()),
+        lambda: ByRatio(1.0),
+        lambda: ByRatio(-0.1),
+        lambda: ByRatio(0.5, of="latency"),
+        lambda: ByRatio(0.5, round_to=0),
+        lambda: ByEnergy(0.0),
+        lambda: ByEnergy(1.1),
+        lambda: ByEnergy(math.nan),
+        lambda: ByVBMF(1.5),
+        lambda: ByVBMF(minimum=0),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(SelectionError):
+        wrong()
 
 
 def test_break_even_is_the_last_rank_that_gains():

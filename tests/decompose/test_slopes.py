@@ -52,6 +52,36 @@ def test_slopes_of_groups_and_positions_lie_by_group() -> None:
     torch.testing.assert_close(found.outer / 64, expected * unit, rtol=0.4, atol=0.4 * expected)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_slopes_of_very_small_and_very_large_outputs_are_finite(scale: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(50, 5)
+    usual = gather_slopes(model, ["0"], [x])["0"].outer
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+        model[0].bias.mul_(scale)
+    torch.testing.assert_close(gather_slopes(model, ["0"], [x])["0"].outer * scale**2, usual, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_that_are_all_the_same_have_slopes_as_others_do() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 4)), torch.randn(1, 5)
+    found = gather_slopes(model, ["0"], [x.expand(8, -1)])["0"]
+    assert 0 < float(found.outer.abs().max()) < 1e3 * float(found.samples / model(x).detach().square().mean())
+
+
+def test_layers_that_no_finite_derivative_reaches_are_left_out() -> None:
+    class Rooted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).abs().sqrt()
+
+    assert gather_slopes(Rooted(), ["layer"], [torch.zeros(2, 4)]) == {}
+
+
 def test_slopes_add_up() -> None:
     one, other = Slopes(2, torch.ones(1, 2, 2)), Slopes(3, 2 * torch.ones(1, 2, 2))
     assert (one + other).samples == 5

@@ -145,6 +145,8 @@ def test_factorizing_then_pruning_is_one_plan_for_the_dense_model(found: Study) 
     [
         ({"rank": 2, "target": Target(macs=0.5)}, "not both"),
         ({"rank": {"stern": 2}}, "Did you mean 'stem'"),
+        ({"rank": 2.5}, "whole number from 1 on"),
+        ({"rank": {"stem": "vbmf"}}, "whole number from 1 on"),
         ({"rank": 2, "exclude": ["nowhere"]}, "No layer to leave alone"),
         ({"rank": 2, "fit": "inputs"}, "need calibration data"),
         ({"rank": 2, "data": []}, "no samples"),

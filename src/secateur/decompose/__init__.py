@@ -4,6 +4,7 @@ from secateur.decompose.budget import ErrorCurve, RankAllocation, allocate_ranks
 from secateur.decompose.calls import Call, Use, uses, workload
 from secateur.decompose.cp import CP
 from secateur.decompose.factors import Decomposition, Factorized, check, decompose
+from secateur.decompose.gather import gather_moments, gather_paired, moments_of
 from secateur.decompose.layers import (
     METHODS,
     Decomposable,
@@ -16,13 +17,13 @@ from secateur.decompose.layers import (
     replace_layers,
     settings_of,
 )
+from secateur.decompose.moments import Moments
 from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule, break_even, choose_rank
 from secateur.decompose.slopes import Slopes, gather_slopes
 from secateur.decompose.spec import Cost, LayerSpec, Refusal
 from secateur.decompose.svd import SVD, SpatialSVD
 from secateur.decompose.tucker import Tucker
 from secateur.decompose.vbmf import Evidence, calibrate_rank, evbmf
-from secateur.decompose.whiten import Moments, gather_moments, gather_paired, moments_of
 
 __all__ = [
     "SVD",

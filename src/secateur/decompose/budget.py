@@ -12,10 +12,11 @@ from torch import nn
 
 from secateur.decompose.calls import Call, workload
 from secateur.decompose.factors import Decomposition, Rank, cost_at, kernel_for
+from secateur.decompose.metric import Metric
+from secateur.decompose.moments import Moments
 from secateur.decompose.ranks import Measure
 from secateur.decompose.slopes import Slopes
 from secateur.decompose.spec import Refusal
-from secateur.decompose.whiten import Metric, Moments
 from secateur.errors import SelectionError
 
 _BISECTIONS = 80

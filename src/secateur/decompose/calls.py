@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from secateur.capture.capture import Capture, Fact
-from secateur.decompose.spec import Cost, LayerSpec, Pairs, cost
+from secateur.decompose.spec import Cost, LayerSpec, Pairs, Refusal, cost, read_spec
 
 _PRODUCTS = frozenset(
     ["aten.linear", "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"]
@@ -55,6 +56,9 @@ def uses(capture: Capture, layers: Mapping[str, tuple[str, ...]]) -> dict[str, U
 
 
 def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx.Node]]) -> Use:
+    module = capture.model.get_submodule(names[0])
+    if "weight" not in module._parameters and not parametrize.is_parametrized(module):
+        return Use((), "its weight is computed from other tensors at each call: remove the weight's normalisation first")
     for role in ("weight", "bias"):
         every = next((all_names for all_names in capture.tied.values() if f"{names[0]}.{role}" in all_names), ())
         others = [name for name in every if name not in {f"{own}.{role}" for own in names}]
@@ -67,7 +71,7 @@ def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx
     called = [node for node in _readers(capture, f"{names[0]}.weight", readers) if node.op == "call_function"]
     if not called:
         return Use((), "the model does not run it on these inputs")
-    return Use(tuple(_calls(called)))
+    return Use(tuple(_calls(called, _padded_by_itself(module))))
 
 
 def _readers(capture: Capture, name: str, readers: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
@@ -84,9 +88,21 @@ def _is_own_call(node: fx.Node, role: str, names: tuple[str, ...]) -> bool:
     return isinstance(operand, fx.Node) and operand.op == "get_attr" and node.meta.get("module", "") in names
 
 
-def _calls(nodes: Sequence[fx.Node]) -> Iterator[Call]:
+def _calls(nodes: Sequence[fx.Node], padded: Sequence[int]) -> Iterator[Call]:
     for node in nodes:
         source, weight = (argument.meta["fact"] for argument in node.all_input_nodes[:2])
         assert isinstance(source, Fact)
         axes = len(weight.shape) - 2
-        yield Call(math.prod(source.shape[: len(source.shape) - axes - 1]), source.shape[len(source.shape) - axes :])
+        size = source.shape[len(source.shape) - axes :]
+        own = tuple(max(1, n - extra) for n, extra in zip(size, padded, strict=True)) if padded else size
+        yield Call(math.prod(source.shape[: len(source.shape) - axes - 1]), own)
+
+
+def _padded_by_itself(module: nn.Module) -> Pairs:
+    """By how much a convolution enlarges its input before the operator sees it, which it does for every padding but that with zeros."""
+    spec = read_spec(module, trust_forward=True)
+    if isinstance(spec, Refusal) or spec.padding_mode == "zeros":
+        return ()
+    if isinstance(spec.padding, str):
+        return tuple(d * (k - 1) if spec.padding == "same" else 0 for k, d in zip(spec.extent, spec.dilation, strict=True))
+    return tuple(2 * p for p in spec.padding)

@@ -11,9 +11,9 @@ from torch import Tensor
 from secateur.decompose.als import Factors, Fit, Target, balance, improve, khatri_rao, race, random_start, subspace_start, tap_start
 from secateur.decompose.epc import error_preserving_correction
 from secateur.decompose.linalg import compose
+from secateur.decompose.metric import Metric, regress_outputs
 from secateur.decompose.spec import LayerSpec
 from secateur.decompose.tucker import hooi, project
-from secateur.decompose.whiten import Metric, regress_outputs
 
 # What a factor may grow by to explain patches better: below this the terms cancel each other again.
 _PATCH_RIDGE = 1e-6

@@ -21,6 +21,8 @@ from secateur.decompose.als import Factors, Fit, Target, balance, gram_product, 
 
 _NEWTON_STEPS = 60
 _EXACT = 1e-13
+# Of the norm of the kernel, which is one.
+_VANISHED = 1e-60
 
 
 def term_energy(factors: Factors) -> Tensor:
@@ -57,11 +59,15 @@ class _Constrained:
     bound: Tensor
 
     def __call__(self, contracted: Tensor, factor: Tensor, others: Factors) -> Tensor:
-        norms = torch.stack([other.norm(dim=-2) for other in others]).prod(0)
-        safe = norms.where(norms > 0, 1)
-        values, vectors = torch.linalg.eigh(gram_product(others) / (safe.unsqueeze(-1) * safe.unsqueeze(-2)))
+        lengths = [other.norm(dim=-2) for other in others]
+        norms = torch.stack(lengths).prod(0)
+        # Terms that have all but vanished go: their squares have no place in any precision.
+        alive = norms > _VANISHED
+        safe = norms.where(alive, 1)
+        units = [other * torch.where(alive, 1 / length, 0).unsqueeze(-2) for other, length in zip(others, lengths, strict=True)]
+        values, vectors = torch.linalg.eigh(gram_product(units))
         values = values.clamp_min(0)
-        rotated = (contracted / safe.unsqueeze(-2)) @ vectors
+        rotated = torch.where(alive.unsqueeze(-2), contracted / safe.unsqueeze(-2), 0) @ vectors
         held = values > _EXACT * values.amax(-1, keepdim=True)
         captured = torch.where(held, rotated.square().sum(-2) / values.where(held, 1), 0)
         allowed = self.bound - self.energy + captured.sum(-1)

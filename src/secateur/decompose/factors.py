@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from secateur.decompose.calls import Call, workload
 from secateur.decompose.linalg import compose
+from secateur.decompose.metric import Metric
+from secateur.decompose.moments import Moments
 from secateur.decompose.slopes import Slopes, turned
 from secateur.decompose.spec import Cost, LayerSpec, Refusal, build, cost, read_spec, to_kernel, to_weight
-from secateur.decompose.whiten import Metric, Moments
 from secateur.errors import SelectionError
 
 Rank = tuple[int, ...]

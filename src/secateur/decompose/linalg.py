@@ -75,6 +75,13 @@ def ridge_solve(right: Tensor, gram: Tensor, *, ridge: float = 1e-12) -> Tensor:
     return right @ inverse
 
 
+def power_of_two(values: Tensor) -> Tensor:
+    """Return the power of two of the size of the largest absolute value, by which to divide without rounding; one for zeros."""
+    largest = values.abs().amax()
+    exponent = torch.frexp(largest).exponent.clamp(-125, 127)
+    return torch.where((largest > 0) & largest.isfinite(), torch.exp2(exponent.to(values.dtype)), 1)
+
+
 def compose(kernels: Sequence[Tensor]) -> Tensor:
     """Multiply factor kernels `(groups, out, in, *extent)` into the one kernel that does their work.
 

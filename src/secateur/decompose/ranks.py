@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from secateur.decompose.factors import Decomposition, Rank, check, cost_at, kern
 from secateur.decompose.linalg import squared_singular_values
 from secateur.decompose.spec import LayerSpec, Refusal, cost
 from secateur.decompose.vbmf import calibrate_rank, vbmf_rank
+from secateur.errors import SelectionError
 
 Measure = Literal["macs", "params"]
 
@@ -32,6 +33,11 @@ class ByHand:
 
     rank: int | tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,)
+        whole = all(type(rank) is int for rank in ranks)
+        _require(whole and bool(ranks) and min(ranks) >= 1, "A rank is a whole number from 1 on, or one for each mode", self.rank)
+
     def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
         limits = method.limits(spec)
         return (self.rank,) * len(limits) if isinstance(self.rank, int) else self.rank
@@ -48,6 +54,11 @@ class ByRatio:
     of: Measure = "params"
     round_to: int = 1
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.ratio < 1, "A ratio is the part that goes, from 0 to below 1", self.ratio)
+        _require(self.of in get_args(Measure), f"A ratio is one of {' or '.join(get_args(Measure))}", self.of)
+        _require(self.round_to >= 1, "Ranks are rounded to multiples of a whole number from 1 on", self.round_to)
+
     def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
         allowed = (1 - self.ratio) * getattr(cost([spec]), self.of)
         rank = _largest(spec, method, allowed, of=self.of, round_to=self.round_to)
@@ -59,6 +70,9 @@ class ByEnergy:
     """Use the smallest rank that holds this part of the squared singular values, in each mode."""
 
     energy: float = 0.9
+
+    def __post_init__(self) -> None:
+        _require(0 < self.energy <= 1, "An energy is the part that is held, above 0 and at most 1", self.energy)
 
     def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
         ranks = []
@@ -79,6 +93,10 @@ class ByVBMF:
     calibration: float = 0.0
     minimum: int = 1
 
+    def __post_init__(self) -> None:
+        _require(-1 <= self.calibration <= 1, "A calibration ratio lies between -1 and 1", self.calibration)
+        _require(self.minimum >= 1, "The least rank is 1", self.minimum)
+
     def __call__(self, spec: LayerSpec, kernel: Tensor, method: Decomposition) -> Rank | Refusal:
         unfoldings = method.unfoldings(kernel)
         found = [vbmf_rank(unfolding) for unfolding in unfoldings]
@@ -87,6 +105,11 @@ class ByVBMF:
         fulls = [min(unfolding.shape[-2:]) for unfolding in unfoldings]
         moved = [calibrate_rank(rank, full, self.calibration, minimum=self.minimum) for rank, full in zip(found, fulls, strict=True)]
         return method.from_mode_ranks(tuple(moved))
+
+
+def _require(holds: bool, rule: str, found: object) -> None:
+    if not holds:
+        raise SelectionError(f"{rule}, not {found!r}.")
 
 
 def choose_rank(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture.inputs import normalise_inputs
-from secateur.decompose.linalg import symmetric_root, unit_root
+from secateur.decompose.gather import evaluating
+from secateur.decompose.linalg import power_of_two, symmetric_root, unit_root
 from secateur.decompose.spec import LayerSpec, Refusal, read_spec
-from secateur.decompose.whiten import evaluating
 from secateur.errors import ModelError, SelectionError
 from secateur.score.calibrate import number_of, projected
 from secateur.score.ranks import summed, total
@@ -67,7 +67,7 @@ def turned(kernel: Tensor, root: Tensor) -> Tensor:
 def gather_slopes(
     model: nn.Module, names: Sequence[str], batches: Iterable[Any], *, trust_forward: bool = False, seed: int = 0
 ) -> dict[str, Slopes]:
-    """Run batches forward and back and gather the slopes of the named layers; layers that no derivative reaches are left out.
+    """Run batches forward and back and gather the slopes of the named layers; layers that no finite derivative reaches are left out.
 
     The model's outputs are multiplied by random numbers of the size of one over their spread, whose mean square derivative is that of all
     outputs together. No labels are needed, parameters gather no gradients.
@@ -101,7 +101,8 @@ def gather_slopes(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: Slopes(total(slopes.samples), summed(slopes.outer)) for name, slopes in found.items()}
+    shared = {name: Slopes(total(slopes.samples), summed(slopes.outer)) for name, slopes in found.items()}
+    return {name: slopes for name, slopes in shared.items() if bool(slopes.outer.isfinite().all())}
 
 
 def _spec(model: nn.Module, name: str, *, trust_forward: bool) -> LayerSpec:
@@ -129,7 +130,8 @@ def _outer(names: Sequence[str], gradients: Sequence[Tensor | None], specs: Mapp
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is not None:
             rows = _rows(specs[name], gradient.detach())
-            outer = (rows.mT @ rows).cpu().double()
+            scale = power_of_two(rows)
+            outer = ((rows / scale).mT @ (rows / scale)).cpu().double() * float(scale) ** 2
             found[name] = found[name] + outer if name in found else outer
     return found
 

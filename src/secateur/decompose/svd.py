@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from secateur.decompose.linalg import leading_left, squared_singular_values
+from secateur.decompose.metric import Metric
 from secateur.decompose.spec import LayerSpec
-from secateur.decompose.whiten import Metric
 
 
 @dataclass(frozen=True)

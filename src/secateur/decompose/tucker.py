@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.decompose.linalg import leading_eigenvectors, leading_left
+from secateur.decompose.metric import Metric, regress_outputs
 from secateur.decompose.spec import LayerSpec
-from secateur.decompose.whiten import Metric, regress_outputs
 
 # Ranks that are tried along each mode when the ranks of all layers are chosen together.
 _GRID = 32

@@ -22,6 +22,9 @@ from secateur.score.progress import with_progress
 from secateur.score.ranks import check_samples, processes
 from secateur.score.scorer import Scorer
 
+_ALIKE = 1e-5
+"""Outputs of different samples that differ by less, as a part of their size, differ by rounding."""
+
 
 def calibrate(
     solution: Solution,
@@ -135,10 +138,21 @@ def projected(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The product of an output with normal random numbers, so scaled that outputs of any size count alike."""
     real = torch.view_as_real(output) if output.is_complex() else output
     directions = torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real)
-    values = real.detach()
-    spread = (values - values.mean(0) if values.ndim and len(values) > 1 else values).square().mean().sqrt()
-    product: torch.Tensor = (real * directions).sum() / spread.clamp_min(torch.finfo(torch.float32).tiny)
+    product: torch.Tensor = (real * directions).sum() / _spread(real.detach()).clamp_min(torch.finfo(torch.float32).tiny)
     return product.to(torch.promote_types(product.dtype, torch.float32))
+
+
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    """The root mean square of values around the mean over samples; around zero where samples do not differ, and one where all are zero."""
+    if not values.numel():
+        return values.new_ones(())
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    largest = values.abs().amax()
+    # Squares of very large and very small outputs have no place in single precision.
+    unit = values / torch.where(largest > 0, largest, 1)
+    whole = unit.square().mean().sqrt()
+    apart = (unit - unit.mean(0)).square().mean().sqrt() if unit.ndim and len(unit) > 1 else whole
+    return torch.where(largest > 0, torch.where(apart > _ALIKE * whole, apart, whole) * largest, 1)
 
 
 def number_of(leaves: Iterable[Any]) -> int:

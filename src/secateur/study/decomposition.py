@@ -129,8 +129,8 @@ def _chosen(model: nn.Module, row: Decomposable, choice: RankChoice, wish: Decom
         return Refusal(row.reason or "no method applies to it")
     method = next((method for method in wish.methods if method.name in row.fitting), None)
     if method is None:
-        return Refusal(f"{' and '.join(each.name for each in wish.methods)} do not apply to it, {' and '.join(row.fitting)} would")
-    rule = ByHand(choice) if isinstance(choice, int | tuple) else choice
+        return Refusal(f"only {' and '.join(row.fitting)} would apply to it")
+    rule = choice if callable(choice) else ByHand(choice)
     size = row.calls[0].size if row.calls else None
     rank = choose_rank(model.get_submodule(row.name), method, rule, accept_dearer=wish.accept_dearer, trust_forward=row.trusted, size=size)
     return rank if isinstance(rank, Refusal) else wish.edit(row.name, method, rank)

@@ -120,7 +120,7 @@ def curve_of(model: nn.Module, row: Decomposable, wish: Decompose, of: Measure, 
     """The error of one layer over its cost, by all methods that apply to it."""
     points: list[Point] = []
     curves: list[ErrorCurve] = []
-    refusal = Refusal(f"{' and '.join(each.name for each in wish.methods)} do not apply to it")
+    refusal = Refusal(f"{' and '.join(each.name for each in wish.methods)} cannot factorize it")
     for method in wish.methods:
         if method.name not in row.methods:
             continue

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.decompose import Decomposable, DecomposableLayers, LayerSpec, Refusal
+from secateur.decompose.metric import Metric
 from secateur.decompose.spec import read_spec, to_kernel
-from secateur.decompose.whiten import Metric
 from secateur.groups import ChannelGroup
 from secateur.groups.group import Member
 from secateur.score.evidence import occurrences

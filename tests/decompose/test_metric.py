@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose, error_curve, gather_moments, gather_paired, moments_of
+from secateur.decompose.metric import Metric
 from secateur.decompose.spec import read_spec, to_kernel
-from secateur.decompose.whiten import Metric
 from secateur.errors import SelectionError
 
 QUICK = CP(starts=1, sweeps=60, tolerance=1e-4)
@@ -44,6 +44,21 @@ def test_moments_of_a_linear_layer_are_those_of_its_inputs():
     torch.testing.assert_close(moments.mean[0], x.mean(0))
     torch.testing.assert_close(moments.covariance(centred=True)[0], torch.cov(x.mT, correction=0))
     torch.testing.assert_close(moments.covariance(centred=False)[0], x.mT @ x / 50)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 3), nn.Conv1d(6, 3, 1)], ids=str)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_moments_of_very_small_and_very_large_inputs_are_finite(layer, scale):
+    x = correlated(50, 6).float()
+    x = x if isinstance(layer, nn.Linear) else x.unsqueeze(-1)
+    usual, found = moments_of(layer, x), moments_of(layer, x * scale)
+    torch.testing.assert_close(found.total / scale, usual.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.outer / scale**2, usual.outer, rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_that_are_not_finite_are_told():
+    with pytest.raises(SelectionError, match="inputs of layer 1 are not all finite"):
+        gather_moments(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), ["1"], [torch.full((2, 4), torch.inf)])
 
 
 def test_moments_add_up():

@@ -64,12 +64,11 @@ class Capture:
         return self.program.graph
 
     def leaf(self, name: str) -> Tensor:
-        """The parameter, buffer or constant of that name."""
+        """The parameter, buffer or constant of that name; ``AttributeError`` where the program has none."""
         *path, last = name.split(".")
-        owner: nn.Module | None = self.program
+        owner: Any = self.program
         for part in path:
-            assert owner is not None
-            owner = owner._modules[part]
+            owner = owner._modules.get(part)
         tensor = getattr(owner, last)
         assert isinstance(tensor, Tensor)
         return tensor

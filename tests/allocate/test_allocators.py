@@ -210,6 +210,16 @@ def test_a_selection_that_removes_nothing_says_so() -> None:
     assert found.notes == ("plain: removes nothing: 0.05 of 12 channels is less than one", "Nothing is removed.")
 
 
+def test_a_ratio_below_one_channel_is_rounded_to_the_step_too() -> None:
+    names = {g.name for g in GROUPS if g.prunable and g.kind == "channels"}
+    for wish in ({"ratio": 0.01}, {"ratios": {"plain": 0.01}}):
+        found = allocate(GROUPS, scores(), **wish, options=Options(step_size=8, step_op="round_down"))
+        assert len(found.remove["plain"]) == 4
+        assert names >= set(found.remove)
+    ranked = allocate(GROUPS, scores(), ratio=0.001, allocator=GlobalRank(), options=Options(step_size=8, step_op="round_down"))
+    assert ranked.remove == {}
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"policy": "max"}, {"layer_norm": "l1"}, {"group_policy": "min"}, {"step_op": "floor"}, {"reshape_channel_axis": 2}]

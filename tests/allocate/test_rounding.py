@@ -45,9 +45,8 @@ def test_counts_follow_the_formula(step: int, op: StepOp) -> None:
     for size in range(1, 41):
         for tenths in range(1, 10):
             ratio = tenths / 10
-            if math.floor(size * ratio + 1e-9):
-                for cells in (1, 3):
-                    assert kept(size, ratio, options, cells) == by_formula(size, ratio, step, op), (size, ratio, cells)
+            for cells in (1, 3):
+                assert kept(size, ratio, options, cells) == by_formula(size, ratio, step, op), (size, ratio, cells)
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,8 @@ class _Selection:
             ladders = [self._ladder(p) for p in rest if p.size]
             counts = allocator(ladders, self.wishes.ratio)
             for each in ladders:
-                self._take(each, counts.get(each.name, 0), self.wishes.options)
+                if (steps := counts.get(each.name, 0)) or isinstance(allocator, Uniform):
+                    self._take(each, steps, self.wishes.options)
 
     def _by_index(self, pool: Pool) -> None:
         wanted = self.wishes.indices[pool.name]
@@ -235,11 +236,11 @@ class _Selection:
     def _by_ratio(self, pool: Pool, share: float) -> None:
         each = self._ladder(pool)
         steps = each.steps_for(share)
-        if not steps:
+        self._take(each, steps, self.wishes.options)
+        if not steps and pool.name not in self.remove:
             self.notes.append(
                 f"{pool.name}: removes nothing: {share:g} of {pool.size // max(len(pool.cells), 1)} channels is less than one"
             )
-        self._take(each, steps, self.wishes.options)
 
     def _ladder(self, pool: Pool) -> Ladder:
         policy = self.wishes.options.group_policy

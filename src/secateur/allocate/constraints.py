@@ -23,7 +23,7 @@ def settle(ladder: Ladder, wanted: int, options: Options) -> tuple[int, tuple[st
     steps = wanted
     notes = []
     step = options.step(int(ladder.pool.sizes.min(initial=ladder.pool.size)))
-    if wanted and step > 1 and options.step_op != "none":
+    if step > 1 and options.step_op != "none":
         steps = _rounded(ladder.pool, wanted, ladder.most, step, options.step_op)
         if steps != wanted:
             how = f"what stays is rounded to multiples of {step} ({options.step_op})"
@@ -58,7 +58,7 @@ def _rounded(pool: Pool, wanted: int, most: int, step: int, how: StepOp) -> int:
     if how == "round_up":
         return int(options[options <= wanted].max())
     if how == "round_down":
-        below = options[options >= wanted]
+        below = options[(options >= wanted) & (kept[:, options] % step == 0).all(0)]
         return int(below.min() if below.size else options.max())
     places = kept.sum(0)
     places[0] = (-(-pool.sizes // step) * step).sum()

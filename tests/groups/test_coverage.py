@@ -150,3 +150,26 @@ def test_a_position_for_a_head_stays_with_the_reason_of_the_head() -> None:
     found = next(d for d in study(Picked(), torch.randn(2, 3)).coverage.dimensions if (d.tensor, d.dim) == ("slope", 0))
     assert (found.size, found.prunable) == (4, 3)
     assert str(found.reason).startswith("one position for each head or group, and these stay: a single position of it is picked")
+
+
+class Blocks(nn.Module):
+    """Residual blocks of unlike widths behind a stem, and a plain layer behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1), nn.Linear(12, 3)
+        self.inner = nn.ModuleList(nn.Conv2d(8, width, kernel) for width, kernel in ((6, 1), (10, 3)))
+        self.outer = nn.ModuleList(nn.Conv2d(width, 8, 1) for width in (6, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            y = y + torch.nn.functional.adaptive_avg_pool2d(outer(inner(y).relu()), 6)
+        return self.head(self.last(y).relu().mean((2, 3)))
+
+
+def test_signatures_are_those_of_the_topology_not_of_the_sizes() -> None:
+    found = {g.name: g.signature for g in study(Blocks(), torch.randn(1, 3, 8, 8)).groups}
+    stream = next(name for name in found if "add" in name)
+    assert found["inner.0"] == found["inner.1"]
+    assert len({found["inner.0"], found["last"], found[stream], found["head"]}) == 4

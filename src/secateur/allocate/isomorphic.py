@@ -14,7 +14,7 @@ from secateur.allocate.options import Options
 
 @dataclass(frozen=True)
 class Isomorphic:
-    """Use another allocator within each set of groups whose channels have the same kinds of places, with the same ratio in each.
+    """Use another allocator within each set of groups of equal topology, with the same ratio in each.
 
     Scores of unlike groups, such as a residual stream and the inside of a block, are never compared. Fang et al., ECCV 2024.
     """

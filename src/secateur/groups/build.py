@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,7 @@ class _Builder:
         self.of_class = Owned(self.classes, solution.count)
         self.of_thread = Owned(self.threads, solution.belongs.shape[0])
         self.first_of_thread = self.places.first(self.threads, solution.belongs.shape[0])
+        self.ranks = {tensor: solution.walk.capture.leaf(tensor).ndim for tensor, _ in solution.slot_labels}
 
     def all_channels(self) -> list[ChannelGroup]:
         """Groups of single channels, their members found together."""
@@ -51,7 +53,7 @@ class _Builder:
 
     def _channels(self, family: Family, order: Labels, members: tuple[Member, ...]) -> ChannelGroup:
         name = self.names.channel_name(family.classes[order].tolist(), members)
-        return _group(name, "channels", family, order, members)
+        return self._group(name, "channels", family, order, members)
 
     def blocks(self, family: Family) -> ChannelGroup:
         """A group of whole blocks: everything inside them is a member, and what has one position for each of them.
@@ -73,7 +75,28 @@ class _Builder:
             return self._channels(family, order, self._members(places, channels))
         last = np.diff(places, append=-1) != 0
         members = self._members(places[last], channels[last])
-        return _group(self.names.block_name(members, inside.tolist()), "blocks", family, order, members)
+        return self._group(self.names.block_name(members, inside.tolist()), "blocks", family, order, members)
+
+    def _group(self, name: str, kind: Kind, family: Family, order: Labels, members: Sequence[Member]) -> ChannelGroup:
+        makers = [m for m in members if m.role == "writes"] or list(members)
+        different, cells = numbered(family.cells[order])
+        aliases = dict.fromkeys(n for m in makers for n in (module_of(m.tensor), m.tensor) if n) if kind == "channels" else {}
+        return ChannelGroup(
+            name=name or "model",
+            kind=kind,
+            classes=family.classes[order],
+            cells=cells,
+            take=tuple(family.take[c] for c in different.tolist()),
+            members=tuple(members),
+            aliases=tuple(aliases),
+            reason=family.reason,
+            signature=self._signature(kind, members),
+        )
+
+    def _signature(self, kind: Kind, members: Sequence[Member]) -> str:
+        """Which places a group has in how many tensors, and of what rank: a residual stream has more than the inside of a block."""
+        found = Counter(f"{m.role}:{m.dim}/{self.ranks[m.tensor]}{'*' if m.rows > 1 else ''}" for m in members)
+        return " ".join([kind, *(f"{count}x{place}" for place, count in sorted(found.items()))])
 
     def _members(self, places: Labels, channels: Labels) -> tuple[Member, ...]:
         """The members of one group, whose places may belong to several of its channels."""
@@ -85,20 +108,3 @@ class _Builder:
             return int(self.first[group.classes].min())
         member = (group.writers or group.members)[0]
         return int(self.solution.slot_labels[member.tensor, member.dim].ravel()[member.positions].min())
-
-
-def _group(name: str, kind: Kind, family: Family, order: Labels, members: Sequence[Member]) -> ChannelGroup:
-    makers = [m for m in members if m.role == "writes"] or list(members)
-    different, cells = numbered(family.cells[order])
-    aliases = dict.fromkeys(n for m in makers for n in (module_of(m.tensor), m.tensor) if n) if kind == "channels" else {}
-    return ChannelGroup(
-        name=name or "model",
-        kind=kind,
-        classes=family.classes[order],
-        cells=cells,
-        take=tuple(family.take[c] for c in different.tolist()),
-        members=tuple(members),
-        aliases=tuple(aliases),
-        reason=family.reason,
-        signature=f"{kind} {' '.join(sorted({f'{m.role}:{m.dim}' for m in members}))}",
-    )

@@ -77,7 +77,7 @@ class ChannelGroup:
     reason: str | None = None
     """Why nothing of it may go; ``None`` where it is prunable."""
     signature: str = ""
-    """What kinds of places its channels have: equal for groups of equal topology."""
+    """What kinds of places its channels have, and how many of each: equal for groups of equal topology."""
 
     @property
     def size(self) -> int:

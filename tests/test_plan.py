@@ -37,6 +37,11 @@ def test_a_plan_read_back_is_equal() -> None:
     assert hash(again) == hash(plan())
 
 
+def test_one_edit_is_told_in_the_singular() -> None:
+    one = Plan((Prune("a", (0,), 4),), PRINT)
+    assert "1 group pruned, 0 layers factorized" in " ".join(str(one).split())
+
+
 def test_the_fingerprint_sees_names_and_shapes_in_any_order() -> None:
     assert fingerprint({"b": [2], "a.weight": [4, 3]}) == PRINT
     assert fingerprint({"a.weight": (4, 3), "c": (2,)}) != PRINT

@@ -234,7 +234,8 @@ class Plan:
         return captured.get().rstrip("\n")
 
     def _summary(self) -> str:
-        parts = [f"{len(self.prunes)} groups pruned, {len(self.factorizations)} layers factorized"]
+        groups, layers = len(self.prunes), len(self.factorizations)
+        parts = [f"{groups} group{'s' * (groups != 1)} pruned, {layers} layer{'s' * (layers != 1)} factorized"]
         return "; ".join([*parts, *(f"{key}: {_text(value)}" for key, value in self.settings.items())])
 
 

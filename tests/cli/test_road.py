@@ -15,6 +15,7 @@ import torch
 
 from cli.conftest import IMAGE, Secateur
 from cli.models import convnet
+from secateur.cli.destination import command_line
 from secateur.export import load
 from secateur.plan import Plan
 
@@ -31,6 +32,13 @@ def test_python_runs_the_package_as_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "secateur", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "compress" in done.stdout
+
+
+def test_reports_name_a_command_that_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/any/where/secateur/__main__.py", "report", "a b"])
+    assert command_line() == "python -m secateur report 'a b'"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/secateur", "report", "out"])
+    assert command_line() == "secateur report out"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

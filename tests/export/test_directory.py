@@ -19,6 +19,7 @@ from safetensors import safe_open
 from export.models import Branching, Stand, compressed
 from secateur.errors import FileError, MissingExtraError
 from secateur.export import load, onnx, read_directory, save_directory
+from secateur.export.tensors import read_tensors, write_tensors
 
 FILES = {"model.safetensors", "plan.json", "inputs.safetensors", "model.pt2", "report.html", "report.json"}
 REPORTS = {"report.html": "<p>Ergebnis: ½</p>", "report.json": "{}"}
@@ -104,6 +105,17 @@ def test_no_pickle_is_written(saved: dict[str, Path]) -> None:
         samples = [name for name in archive.namelist() if "sample_inputs" in name]
         assert [archive.getinfo(name).file_size for name in samples] == [0]
         assert not [name for name in archive.namelist() if archive.read(name).startswith((b"\x80\x02", b"PK"))]
+
+
+def test_the_same_tensors_make_the_same_bytes(tmp_path: Path) -> None:
+    values = {str(n): torch.full((2,), float(n)) for n in range(3)}
+    metadata = {name: name for name in "fbdaec"}
+    for number in range(8):
+        write_tensors(values, tmp_path / str(number), metadata)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+    found, told = read_tensors(tmp_path / "0")
+    assert told == metadata
+    torch.testing.assert_close(found, values)
 
 
 def test_an_existing_directory_is_refused(tmp_path: Path, small: Stand) -> None:

@@ -49,4 +49,5 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 def command_line() -> str:
     """How this program was called."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    called = Path(sys.argv[0]).name
+    return shlex.join([*(["python", "-m", "secateur"] if called == "__main__.py" else [called]), *sys.argv[1:]])

@@ -38,9 +38,22 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         path.touch()
         mode = path.stat().st_mode  # safetensors would let nobody else read the file
         save_file({name: _own_copy(tensor) for name, tensor in tensors.items()}, path, metadata=dict(metadata))
+        _put_in_order(path)
         path.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise FileError(f"Cannot write {path.name}: {error}.") from error
+
+
+def _put_in_order(path: Path) -> None:
+    """Sort the metadata in place, which safetensors writes in any order, so that the same tensors make the same bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

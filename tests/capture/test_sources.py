@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 
 from capture.models import ConvNet, Tied
 from capture.onnx.files import write
-from secateur.capture import load_inputs, load_model, parse_input
+from secateur.capture import load_inputs, load_model, parse_input, sources
 from secateur.capture.onnx import OnnxModel
 from secateur.errors import CaptureError, FileError, MissingExtraError, ModelError, UsageError
 
@@ -103,6 +104,17 @@ def test_pickles_need_trust(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(FileError, match="holds a dict"):
         load_model(str(path), trust_pickle=True)
+
+
+def test_weights_in_a_pickle_of_more_than_tensors_need_trust(tmp_path: Path) -> None:
+    path, model = tmp_path / "m.pt", nn.Linear(2, 3)
+    for content in (model, {"model": model.state_dict(), "arguments": Namespace(epochs=3)}):
+        torch.save(content, path)
+        with pytest.raises(FileError, match="--trust-pickle"):
+            sources.load_weights(nn.Linear(2, 3), path)
+        other = nn.Linear(2, 3)
+        sources.load_weights(other, path, trust_pickle=True)
+        torch.testing.assert_close(other.state_dict(), model.state_dict())
 
 
 def test_onnx_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,14 +38,14 @@ def load_model(spec: str, *, weights: Path | None = None, trust_pickle: bool = F
     else:
         model = _built(spec)
     if weights is not None and isinstance(model, nn.Module):
-        load_weights(model, weights)
+        load_weights(model, weights, trust_pickle=trust_pickle)
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, trust_pickle: bool = False) -> None:
     """Load a state_dict into a model, or raise one FileError that lists all that does not fit."""
     wanted = model.state_dict()
-    given = _with_tied(_read_state(_existing(path)), model)
+    given = _with_tied(_read_state(_existing(path), trust_pickle), model)
     lacking = [f"missing: {name}" for name in wanted.keys() - given.keys()]
     needless = [f"unknown: {name}" for name in given.keys() - wanted.keys()]
     unlike = [
@@ -197,11 +198,20 @@ def _package(name: str, extra: str, purpose: str) -> ModuleType:
         raise
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
     try:
-        content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        plain = path.suffix == ".safetensors"
+        content: Any = _read_safetensors(path) if plain else torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if trust_pickle:
+            raise FileError(f"{path} cannot be unpickled: {error}") from error
+        raise FileError(
+            f"{path} cannot be read as weights: it is damaged, or a pickle of more than tensors, which runs code of whoever wrote it. "
+            "Save the model's state_dict alone. If you trust the file: --trust-pickle."
+        ) from error
     except Exception as error:
         raise FileError(f"{path} cannot be read as weights: {error}") from error
+    content = content.state_dict() if isinstance(content, nn.Module) else content
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

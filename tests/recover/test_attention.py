@@ -15,6 +15,7 @@ from secateur.errors import SelectionError
 from secateur.pipeline import apply
 from secateur.recover import Attention, Refit
 from secateur.recover.attention import best_factors, best_pair, fitted_pair
+from secateur.recover.spread import Spread
 from secateur.result import Result
 from secateur.rewrite import Cut
 from secateur.score.batches import batches as read
@@ -180,6 +181,21 @@ def test_tokens_that_nobody_sees_do_not_count() -> None:
         Attention()(result.model, found.cut(plan), [(padded, mask)])
         states.append(result.model.state_dict()["q.weight"])
     torch.testing.assert_close(*states)
+
+
+def test_batches_are_left_out_where_there_are_tokens_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    own = Spread.take
+    monkeypatch.setattr(Spread, "take", lambda self, batch: taken.append(batch) or own(self, batch))
+    monkeypatch.setattr("secateur.recover.attention.FEWEST", 1)
+    _, cut, result = thinner(BY_NAME["fused_qkv"], ("qk", "v"))
+    seen = []
+    for evidence in (None, 1, 10**6):
+        taken.clear()
+        Attention(evidence=evidence)(result.model, cut, batches(BY_NAME["fused_qkv"], 12))
+        seen.append(len(taken))
+    assert seen[0] == seen[2] == 12
+    assert 0 < seen[1] < 12
 
 
 def test_it_asks_for_data() -> None:

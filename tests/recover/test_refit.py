@@ -14,10 +14,13 @@ from secateur.errors import SelectionError
 from secateur.pipeline import apply
 from secateur.plan import Plan
 from secateur.recover import Recovered, Refit
-from secateur.recover.paired import Steps, bytes_at
+from secateur.recover.paired import Steps, bytes_at, dense_bytes, small_bytes
+from secateur.recover.pairs import pairs_of
 from secateur.recover.readers import readers
 from secateur.recover.regression import Sums
+from secateur.recover.stages import stages_of
 from secateur.result import Result
+from secateur.rewrite.graph import rewrite_graph
 from secateur.study import Study, study
 
 NAMES = ("residual", "grouped", "separable", "channel_shuffle", "weight_norm", "flatten", "fused_qkv", "library_attention", "mixer")
@@ -135,19 +138,57 @@ def test_what_waits_between_two_fits_is_counted() -> None:
     model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 5))
     graph = study(model.eval(), torch.randn(7, 3)).capture.graph
     first, last = (n for n in graph.nodes if "linear" in str(n.target))
-    assert bytes_at(graph, [first]) == 7 * 3 * 4
-    assert bytes_at(graph, [first, last]) == 7 * 16 * 4
+    assert bytes_at(graph, dense_bytes, [first, last]) == {first: (7 * 3 * 4, 7 * 16 * 4), last: (7 * 16 * 4, 7 * 5 * 4)}
+
+
+def test_what_is_left_waits_in_less_memory() -> None:
+    found, plan, _ = cut(nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(7, 3), ratios={"0": 0.25})
+    relu = next(n for n in found.capture.graph.nodes if "relu" in str(n.target))
+    assert (dense_bytes(relu), small_bytes(relu, found.cut(plan))) == (7 * 16 * 4, 7 * 12 * 4)
 
 
 @pytest.mark.parametrize(("memory_gib", "runs"), [(2.0, 1), (0.0, 2)])
 def test_data_are_run_again_where_memory_does_not_hold_what_waits(memory_gib: float, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
-    monkeypatch.setattr("secateur.recover.sweep.Steps", lambda program, leaves: opened.append(program) or Steps(program, leaves))
+    run, own = [], Steps.run_node
+    monkeypatch.setattr(Steps, "run_node", lambda self, node: run.append(node) or own(self, node))
     model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
     x = torch.randn(8, 3)
     found, plan, result = cut(model, x, ratio=0.5)
     refitted(found, plan, result, x, Refit(memory_gib=memory_gib))
-    assert opened.count(found.capture.program) == runs
+    assert run.count(next(n for n in found.capture.graph.nodes if n.op == "call_function")) == runs
+
+
+def test_samples_stop_where_memory_holds_them_and_go_on_from_there() -> None:
+    """Activations of the first two layers are four times as wide as the others."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in ((3, 64), (64, 64), (64, 8), (8, 8), (8, 2))))
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+    found, plan, result = cut(model, x[:8], ratio=0.5)
+    pairs, _ = pairs_of(found.cut(plan), rewrite_graph(found.cut(plan)), "all", 2304, {})
+    stages = stages_of(pairs, found.cut(plan), 4, 4 * 8 * 4 * 50, 99)
+    assert [(stage.held, stage.pairs[0].layer) for stage in stages] == [(False, "1.0"), (False, "2.0"), (True, "3.0"), (True, "4.0")]
+    assert [len(stage.pairs) for stage in stages_of(pairs, found.cut(plan), 4, 4 * 8 * 4 * 50, 1)] == [2, 1, 1]
+    states = []
+    for memory in (1.0, 4 * 8 * 4 * 50 / (1 << 30)):
+        result = apply(found, plan)
+        refitted(found, plan, result, x, Refit(memory_gib=memory, passes=99))
+        states.append(result.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_fork_leaves_a_run_where_it_is() -> None:
+    program = study(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3)).capture.program
+    first, last = (n for n in program.graph.nodes if "linear" in str(n.target))
+    run = Steps(program, [torch.randn(2, 3)])
+    fork = run.fork()
+    fork.until(last)
+    assert not run.env
+    run.until(first)
+    assert torch.equal(fork.step(), _last(run, last))
+
+
+def _last(run: Steps, last: Any) -> Tensor:
+    run.until(last)
+    return run.step()
 
 
 def test_fewer_passes_than_layers_still_help() -> None:
@@ -255,3 +296,17 @@ def test_positions_are_left_out_where_there_are_more_than_enough(monkeypatch: py
     assert counted(Refit()) == 8 * 16 * 16  # 32 rows for each of 8 x 9 inputs are more than there are
     assert counted(Refit(evidence=4)) == 8 * 36  # 4 rows for each of 72 inputs
     assert counted(Refit(evidence=None)) == 8 * 16 * 16
+    assert counted(Refit(evidence=4, patch_limit=1)) == 8 * 13  # 4 rows for each of 8 inputs are fewer than 100
+
+
+def test_tokens_are_left_out_where_there_are_more_than_enough() -> None:
+    layer = nn.Linear(4, 6, bias=False)
+    x = torch.randn(3, 7, 5, 4)
+    reader = readers(study(layer.eval(), x).capture.graph)[0]["weight"]
+    ((some, outputs),) = reader.rows(x, layer(x), 10)
+    assert some.shape == (1, 3 * 10, 4)
+    assert len(some[0].unique(dim=0)) == 30
+    torch.testing.assert_close(some @ layer.weight.T, outputs)
+    assert torch.equal(next(reader.rows(x, layer(x), 10))[0], some)
+    assert not torch.equal(next(reader.rows(x, layer(x), 10, seed=1))[0], some)
+    assert next(reader.rows(x[:, 0, 0], layer(x[:, 0, 0]), 1))[0].shape == (1, 3, 4)

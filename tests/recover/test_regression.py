@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.recover.regression import RIDGES, Moments, Sums, fit
+from secateur.recover.regression import RIDGES, Moments, Rows, Sums, fit
 
 
 def rows(count: int = 200, inputs: int = 5, outputs: int = 3, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,8 @@ def test_the_ridge_is_the_best_of_all(noise: float) -> None:
     x, y = rows(40, inputs=16, noise=noise)
     folds, prior = [sums(x[:, ::2], y[:, ::2]), sums(x[:, 1::2], y[:, 1::2])], torch.zeros(1, 3, 16, dtype=torch.float64)
     moments = [Moments.of(fold, centred=True) for fold in folds]
-    errors = {r: sum(test.error(other.solve(prior, r)) for test, other in (moments, moments[::-1])) for r in (*RIDGES, math.inf)}
+    pairs = (moments, moments[::-1])
+    errors = {r: sum(test.error(prior + other.step(other.rest(prior), r)) for test, other in pairs) for r in (*RIDGES, math.inf)}
     assert fit(folds, prior, torch.zeros(1, 3)).ridge == min(errors, key=lambda ridge: errors[ridge])
 
 
@@ -84,6 +85,23 @@ def test_sums_of_parts_add_up_to_the_sums_of_all() -> None:
     assert parts.count == whole.count == 200
     for name in ("x", "y", "xx", "yx", "yy"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+
+
+def test_products_taken_in_strips_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.recover.regression._STRIP", 2)
+    x, y = rows()
+    torch.testing.assert_close(sums(x, y).xx, x.mT @ x)
+
+
+@pytest.mark.parametrize("waiting", [1, 100, 10**9])
+def test_rows_that_wait_count_all_the_same(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.recover.regression.WAITING", waiting)
+    x, y = rows()
+    gathered = Rows(Sums.zeros(1, 5, 3))
+    for part in torch.arange(200).split(7):
+        gathered.add(x[:, part], y[:, part])
+    for name, value in vars(gathered.sums()).items():
+        torch.testing.assert_close(value, getattr(sums(x, y), name))
 
 
 def test_error_is_the_mean_squared_distance() -> None:
@@ -117,4 +135,5 @@ def test_inputs_that_never_vary_leave_the_prior_at_once(mean: float, monkeypatch
 def test_what_cannot_be_solved_keeps_the_prior() -> None:
     x, y = rows()
     prior = torch.ones(1, 3, 5, dtype=torch.float64)
-    assert torch.equal(Moments.of(sums(x * float("nan"), y), centred=True).solve(prior, 1e-2), prior)
+    moments = Moments.of(sums(x * float("nan"), y), centred=True)
+    assert not moments.step(moments.rest(prior), 1e-2).any()

@@ -13,6 +13,7 @@ from secateur.decompose.linalg import symmetric_root
 from secateur.errors import SelectionError
 from secateur.groups.fields import Labels
 from secateur.recover.heads import Mixing, Product, mixing, name_of, query_key
+from secateur.recover.pairs import FEWEST
 from secateur.recover.readers import readers, shape
 from secateur.recover.recovery import Change, Recovered, write_back
 from secateur.recover.rotated import Rotated
@@ -20,7 +21,7 @@ from secateur.recover.spread import Spread
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch, Data, batches
 from secateur.score.products import product_at
-from secateur.score.ranks import check_samples
+from secateur.score.ranks import check_samples, counted_before
 
 Basis = Literal["best", "kept"]
 FLOOR = 1e-6
@@ -62,6 +63,9 @@ class Attention:
     """Any basis, or the neurons that the cut chose with the queries fitted to them."""
     samples: int | None = 256
     """Use so many samples at most."""
+    evidence: int | None = 32
+    """Look at so many tokens of a head for each of its neurons, and 16,384 in all, where there are more: at some batches only. At all if
+    ``None``."""
 
     def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:
         """Set the projections in place; raises :class:`~secateur.errors.SelectionError` without data."""
@@ -81,7 +85,9 @@ class Attention:
             return Bases(skipped=skipped)
         check_samples(len(given))
         seen = Spread(cut, products, mixings)
-        for batch in given:
+        before, count = counted_before(len(given))
+        step = 1 if self.evidence is None else max(1, seen.tokens * count // max(self.evidence * seen.neurons, FEWEST))
+        for batch in given[-before % step :: step]:
             seen.take(batch)
         seen.share()
         made = Rotated(cut)

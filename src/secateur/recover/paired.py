@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import fx
 
 from secateur.capture.capture import Fact
 from secateur.errors import ModelError
+from secateur.rewrite import Cut
 
 
 class Steps(fx.Interpreter):
@@ -21,6 +23,12 @@ class Steps(fx.Interpreter):
         self._nodes = list(program.graph.nodes)
         self._at = 0
         self.args_iter = iter(leaves)
+
+    def fork(self) -> Self:
+        """Another run from here on, which leaves this one where it is."""
+        other = copy.copy(self)
+        other.env, other.args_iter = dict(self.env), copy.copy(self.args_iter)
+        return other
 
     def until(self, stop: fx.Node) -> None:
         """Run what comes before a node."""
@@ -41,23 +49,34 @@ class Steps(fx.Interpreter):
         return found
 
 
-def bytes_at(graph: fx.Graph, stops: Sequence[fx.Node]) -> int:
-    """Memory of the values that wait for their use at any of these nodes, at most."""
+def bytes_at(graph: fx.Graph, sizes: Callable[[fx.Node], int], stops: Iterable[fx.Node]) -> Mapping[fx.Node, tuple[int, int]]:
+    """Memory of the values that wait for their use, before and behind each stop, with the size of each node's value."""
     last = {source: node for node in graph.nodes for source in node.all_input_nodes}
     waiting: dict[fx.Node, int] = {}
-    most, wanted = 0, set(stops)
+    found, wanted = {}, set(stops)
     for node in graph.nodes:
-        if node in wanted:
-            most = max(most, sum(waiting.values()))
-        if node.op != "get_attr":
-            waiting[node] = _bytes(node)
-        for source in [*node.all_input_nodes, node]:
-            if last.get(source) is node or source not in last:
+        before = sum(waiting.values()) if node in wanted else 0
+        if node.op != "get_attr" and node in last:
+            waiting[node] = sizes(node)
+        for source in node.all_input_nodes:
+            if last[source] is node:
                 waiting.pop(source, None)
-    return most
+        if node in wanted:
+            found[node] = before, sum(waiting.values())
+    return found
 
 
-def _bytes(node: fx.Node) -> int:
+def dense_bytes(node: fx.Node) -> int:
+    """Memory of what a node of the dense graph returns."""
+    return sum(torch.Size(fact.shape).numel() * fact.dtype.itemsize for fact in _facts(node))
+
+
+def _facts(node: fx.Node) -> list[Fact]:
     fact = node.meta.get("fact")
-    facts = fact if isinstance(fact, list | tuple) else [fact]
-    return sum(torch.Size(f.shape).numel() * f.dtype.itemsize for f in facts if isinstance(f, Fact))
+    return [f for f in (fact if isinstance(fact, list | tuple) else [fact]) if isinstance(f, Fact)]
+
+
+def small_bytes(node: fx.Node, cut: Cut) -> int:
+    """Memory of what is left of it in the smaller graph."""
+    fact = node.meta.get("fact")
+    return torch.Size(cut.node_shape(node)).numel() * fact.dtype.itemsize if isinstance(fact, Fact) else dense_bytes(node)

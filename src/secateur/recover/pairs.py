@@ -12,9 +12,10 @@ from torch import Tensor, fx
 
 from secateur.errors import SelectionError
 from secateur.groups.solve import Mask
+from secateur.recover.mixture import Mixture
 from secateur.recover.readers import Reader, readers, shape
 from secateur.recover.recovery import Change, own_tensors
-from secateur.recover.regression import Fit, Sums, fit
+from secateur.recover.regression import Fit, Rows, Sums, fit
 from secateur.recover.residual import Residual, other_summand, residual_of
 from secateur.rewrite import Cut, Slices
 
@@ -39,27 +40,28 @@ class Pair:
     """What the running mean behind is in the dense model."""
     places: Places
     """What of the dense layer's outputs is still made."""
-    transform: Tensor | None
-    """What makes those outputs of the dense ones, where it is more than to choose among them: ``(kept out, out)``."""
+    transform: Mixture | None
+    """What makes those outputs of the dense ones, where it is more than to choose among them."""
     inputs: Tensor
     """Kept inputs, for a fit by channels."""
     by_channel: bool
     residual: Residual | None
     positions: int | None = None
-    """Positions of each sample that a convolution is fitted to; all if ``None``."""
+    """Positions of each sample that the layer is fitted to; all if ``None``."""
 
     def thinned(self, evidence: int | None, samples: int) -> Pair:
         """The pair fitted to no more positions of each sample than are needed for so many rows to an input, and :data:`FEWEST` in all."""
-        if evidence is None or self.by_channel or self.small.geometry is None:
+        if evidence is None:
             return self
-        rows = max(evidence * self.small.matrix(self.weight).shape[2], FEWEST)
+        inputs = len(self.inputs) if self.by_channel else self.small.matrix(self.weight).shape[2]
+        rows = max(evidence * inputs, FEWEST)
         return replace(self, positions=-(-rows // max(samples, 1)))
 
     def target(self, outputs: Tensor) -> Tensor:
         """What the smaller layer should put out, from what the dense one does."""
         if self.transform is None:
             return self.places(outputs)
-        turned = outputs.movedim(self.dense.channel_dim, -1) @ self.transform.to(outputs).T
+        turned = self.transform(outputs.movedim(self.dense.channel_dim, -1))
         return self.places.without(self.dense.channel_dim)(turned.movedim(-1, self.dense.channel_dim))
 
     @property
@@ -79,14 +81,13 @@ class Pair:
         matrix = self.small.matrix(self.weight)
         return Sums.zeros(matrix.shape[0], matrix.shape[2], matrix.shape[1], self.weight.device)
 
-    def gather(self, sums: Sums, source: Tensor, inputs: Tensor, outputs: Tensor) -> None:
-        """Add one batch: the dense layer's inputs, the small one's, and the dense outputs that are kept."""
+    def gather(self, rows: Rows, source: Tensor, inputs: Tensor, outputs: Tensor, number: int) -> None:
+        """Add one batch, with its number: the dense layer's inputs, the small one's, and the dense outputs that are kept."""
         if self.by_channel:
-            x, y = (v.movedim(self.small.channel_dim, -1).reshape(1, -1, v.shape[self.small.channel_dim]) for v in (inputs, source))
-            sums.add(x, y)
+            rows.add(*self.small.points(inputs, source, self.positions, number))
             return
-        for x, y in self.small.rows(inputs, outputs, self.positions):
-            sums.add(x, y)
+        for x, y in self.small.rows(inputs, outputs, self.positions, number):
+            rows.add(x, y)
 
     def settle(self, folds: Sequence[Sums], ridge: float | None) -> Change:
         """Fit the weights of the smaller program."""
@@ -214,7 +215,8 @@ def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: i
     is_mean = small.offset is not None and small.offset[0] == "running_mean"
     mean = slices.apply(small.offset[1], capture.leaf(small.offset[1])).detach() if small.offset and is_mean else None
     full, residual = full.index_select(1 - _input_dim(dense), rows), residual_of(cut, dense, small, rows)
-    return Pair(dense, small, weight, full, offset, mean, Places.of(cut, dense.node), transform, inputs, by_channel, residual)
+    turn = None if transform is None else Mixture.of(transform)
+    return Pair(dense, small, weight, full, offset, mean, Places.of(cut, dense.node), turn, inputs, by_channel, residual)
 
 
 def _positions(mask: Mask | None, size: int) -> Tensor:

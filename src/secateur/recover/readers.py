@@ -75,21 +75,27 @@ class Reader:
         """The matrix in the form of the stored weight."""
         return (matrix[0].T if self.transposed else matrix).reshape(like.shape).to(like)
 
-    def rows(self, inputs: Tensor, outputs: Tensor, positions: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def rows(self, inputs: Tensor, outputs: Tensor, positions: int | None = None, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs ``(groups, n, in * taps)`` and the outputs ``(groups, n, out)`` that belong to them, some samples at a time.
 
-        Of a convolution only so many ``positions`` of each sample, drawn at random, the same in every run; all if ``None``.
+        Only so many ``positions`` of each sample, drawn at random, the same for the same seed; all if ``None``.
         """
+        generator = torch.Generator().manual_seed(seed)
         if self.geometry is None:
-            yield inputs.reshape(1, -1, inputs.shape[-1]), outputs.reshape(1, -1, outputs.shape[-1])
+            yield _points(inputs, outputs, positions, generator)
             return
         inputs, outputs = self._batched(inputs), self._batched(outputs)
-        sizes, generator = outputs.shape[2:], torch.Generator().manual_seed(0)
+        sizes = outputs.shape[2:]
         taken = min(positions or math.inf, math.prod(sizes))
         step = max(1, CHUNK // max(1, int(taken) * inputs.shape[1] * self.taps))
         for x, y in zip(torch.split(inputs, step), torch.split(outputs, step), strict=True):
             at = None if taken == math.prod(sizes) else _drawn(sizes, int(taken), generator, x.device)
             yield _patches(x, self.geometry, at), _positions(y, self.groups, at)
+
+    def points(self, inputs: Tensor, outputs: Tensor, positions: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """The channels of two tensors of one layout as rows, ``(1, n, channels)``: those of so many positions of each sample."""
+        first, second = (v.movedim(self.channel_dim, -1) for v in (inputs, outputs))
+        return _points(first, second, positions, torch.Generator().manual_seed(seed))
 
     def _batched(self, values: Tensor) -> Tensor:
         assert self.geometry is not None
@@ -202,6 +208,14 @@ At = tuple[Tensor, ...] | None
 def _drawn(sizes: torch.Size, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
     flat = torch.randperm(math.prod(sizes), generator=generator)[:count]
     return tuple(places.to(device) for places in torch.unravel_index(flat, sizes))
+
+
+def _points(inputs: Tensor, outputs: Tensor, positions: int | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count = math.prod(outputs.shape[1:-1])
+    if positions is not None and positions < count:
+        at = torch.randperm(count, generator=generator)[:positions].to(inputs.device)
+        inputs, outputs = (v.flatten(1, -2).index_select(1, at) for v in (inputs, outputs))
+    return inputs.reshape(1, -1, inputs.shape[-1]), outputs.reshape(1, -1, outputs.shape[-1])
 
 
 def _taken(values: Tensor, at: tuple[Tensor, ...]) -> Tensor:

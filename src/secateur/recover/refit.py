@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from secateur.capture.decisions import weights_decide
 from secateur.errors import SelectionError
 from secateur.recover.attention import Attention, Bases
-from secateur.recover.paired import bytes_at
-from secateur.recover.pairs import Pair, Scope, pairs_of
+from secateur.recover.pairs import Scope, pairs_of
 from secateur.recover.recovery import Recovered, load_values, own_tensors, write_back
+from secateur.recover.stages import stages_of
 from secateur.recover.sweep import Sweep
 from secateur.rewrite import Cut
 from secateur.rewrite.graph import rewrite_graph
-from secateur.score.batches import Batch, Data, batches
+from secateur.score.batches import Data, batches
 from secateur.score.progress import with_progress
-from secateur.score.ranks import check_samples, collected
+from secateur.score.ranks import check_samples
 
 GIB = 1 << 30
 
@@ -38,10 +36,11 @@ class Refit:
     without bias takes up the shift in its running mean; where nothing can, moments are taken about zero.
 
     Memory: only second moments are gathered, ``(in * taps)^2`` numbers a layer. A convolution with more than
-    ``patch_limit`` inputs times taps is fitted by the covariance of its channels, the same for all taps. Between two fits
-    the activations that wait for use are held for all samples if they take ``memory_gib`` at most, and the calibration data
-    are run once; else nothing is held and the data are run ``passes`` times, each time for a run of layers that are fitted
-    together, each on inputs from the dense model's outputs of the one before.
+    ``patch_limit`` inputs times taps is fitted by the covariance of its channels, the same for all taps. All samples stop at
+    a layer until it is fitted, where the activations that wait for use take ``memory_gib`` at most. Where they take more,
+    as in the first layers of a network for images, the samples stay where they stopped last and run on from there ``passes``
+    times at most, each time for a run of layers that are fitted together, each on inputs from the dense model's outputs of
+    the one before.
 
     He, Zhang, Sun, ICCV 2017 (least squares on the kept inputs; sums of branches).
 
@@ -68,10 +67,10 @@ class Refit:
     memory_gib: float = 2.0
     """Hold activations between fits if they take no more than this."""
     passes: int = 4
-    """Run the data so often where activations are not held."""
+    """Run the samples so often through layers between which activations are not held."""
     evidence: int | None = 32
-    """Fit a convolution to so many rows for each of its inputs times taps, at positions drawn at random, where there are more: neighbours
-    tell much the same. To all if ``None``."""
+    """Fit a layer to so many rows for each of its inputs times taps, and 16,384 in all, at positions (tokens) drawn at random, where there
+    are more: neighbours tell much the same. To all if ``None``."""
     basis: Literal["best", "kept", "as cut"] = "best"
     """First give thinner heads the basis that :class:`Attention` says, and fit what follows to it; or leave them as cut."""
 
@@ -90,24 +89,15 @@ class Refit:
         load_values(program, model)
         given = list(batches(data, capture, samples=self.samples))
         seen = check_samples(sum(b.valid for b in given))
-        bases = Bases() if self.basis == "as cut" else Attention(self.basis).bases(cut, given)
+        bases = Bases() if self.basis == "as cut" else Attention(self.basis, evidence=self.evidence).bases(cut, given)
         write_back(bases.values, program, capture)
         pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit, bases.transforms)
         pairs = [pair.thinned(self.evidence, seen) for pair in pairs]
-        sweep = Sweep(cut, program, given, self._holds(pairs, given, cut))
+        stages, sweep = stages_of(pairs, cut, len(given), self.memory_gib * GIB, self.passes), Sweep(cut, program, given)
         changes = dict(bases.changes)
-        for stage in with_progress(_stages(pairs, len(pairs) if sweep.held else self.passes), "Fitting layers"):
-            for pair, folds in zip(stage, sweep.sums(stage), strict=True):
+        for stage in with_progress(stages, "Fitting layers", len(stages)):
+            for pair, folds in zip(stage.pairs, sweep.sums(stage), strict=True):
                 changes[pair.layer] = pair.settle(folds, self.ridge)
         touched = {name for pair in pairs for name in pair.names} | set(bases.values)
         write_back({n: t for n, t in own_tensors(program).items() if n in touched}, model, capture)
         return Recovered("refit", changes, {**bases.skipped, **skipped}, seen if changes else 0)
-
-    def _holds(self, pairs: Sequence[Pair], given: Sequence[Batch], cut: Cut) -> bool:
-        size = bytes_at(cut.solution.walk.capture.graph, [p.dense.node for p in pairs])
-        return all(collected(2 * size * len(given) <= self.memory_gib * GIB))
-
-
-def _stages(pairs: Sequence[Pair], count: int) -> list[list[Pair]]:
-    """Pairs in the order of the graph, in so many runs of nearly equal length."""
-    return [[pairs[i] for i in part] for part in np.array_split(range(len(pairs)), max(1, min(count, len(pairs)))) if len(part)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -14,10 +14,14 @@ from secateur.score.ranks import summed, total
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, relative to the mean variance of an input."""
+WAITING = 1 << 22
+"""Numbers that wait to be multiplied."""
 _TRIES = 8
 """Ridges, each a hundred times the last, that are tried where rounding has left no positive matrix."""
 _ROUNDING = 1e-7
 """Of sums of products in single precision, relative to the squares of means."""
+_STRIP = 512
+"""Inputs whose products with those behind them are taken at once."""
 
 
 @dataclass
@@ -54,9 +58,17 @@ class Sums:
         self.count += x.shape[1]
         self.x += x.sum(1)
         self.y += y.sum(1)
-        self.xx += x.mT @ x
+        self._add_squares(x)
         self.yx += y.mT @ x
         self.yy += y.square().sum(1)
+
+    def _add_squares(self, x: Tensor) -> None:
+        """Products of all inputs, each pair of strips multiplied once."""
+        for start in range(0, x.shape[2], _STRIP):
+            stop = start + _STRIP
+            products = x[:, :, start:stop].mT @ x[:, :, start:]
+            self.xx[:, start:stop, start:] += products
+            self.xx[:, stop:, start:stop] += products[:, :, _STRIP:].mT
 
     def shared(self) -> Sums:
         """Sums over the rows of all processes."""
@@ -67,6 +79,32 @@ class Sums:
         return Sums(
             self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.yx + other.yx, self.yy + other.yy
         )
+
+
+@dataclass
+class Rows:
+    """Rows on their way into sums, multiplied as many at a time as a product is worth it for."""
+
+    _sums: Sums
+    _stage: int = 1
+    """How many layers share the memory for rows that wait."""
+    _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _size: int = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in rows: ``(groups, n, in)`` and ``(groups, n, out)``."""
+        self._waiting.append((x, y))
+        self._size += x.numel() + y.numel()
+        if self._size * self._stage >= WAITING:
+            self.sums()
+
+    def sums(self) -> Sums:
+        """Sums over all rows so far."""
+        if self._waiting:
+            x, y = (torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*self._waiting, strict=True))
+            self._sums.add(x, y)
+            self._waiting, self._size = [], 0
+        return self._sums
 
 
 @dataclass(frozen=True)
@@ -90,21 +128,32 @@ class Moments:
 
     def error(self, matrix: Tensor) -> float:
         """Mean squared distance of ``matrix @ x`` from y, the best shift added: the sum over groups and outputs."""
-        product = matrix @ self.xx
-        return float(self.yy.sum() - 2 * (matrix * self.yx).sum() + (matrix * product).sum())
+        return float(self.yy.sum()) - self.gain(matrix, self.yx)
 
-    def solve(self, prior: Tensor, ridge: float) -> Tensor:
-        """The matrix of least squares, drawn towards ``prior`` as strongly as ``ridge`` says; ``prior`` where that cannot be solved."""
+    def gain(self, step: Tensor, rest: Tensor) -> float:
+        """By how much the error falls as a matrix with this :meth:`rest` takes a step."""
+        return float((step * (2 * rest - step @ self.xx.to(step))).sum())
+
+    def rest(self, matrix: Tensor) -> Tensor:
+        """What a matrix leaves of the covariances between outputs and inputs."""
+        return self.yx - matrix @ self.xx
+
+    def step(self, rest: Tensor, ridge: float) -> Tensor:
+        """What to add to a matrix with this :meth:`rest` for least squares, drawn towards it as strongly as ``ridge`` says.
+
+        Nothing where that cannot be solved. The matrix is factorized as precisely as it is held, and solved as precisely as the rest is.
+        """
         if not math.isfinite(ridge):
-            return prior
-        scale, rest = self._scale()[:, None, None], self.yx - prior @ self.xx
-        identity = torch.eye(self.xx.shape[-1], dtype=self.xx.dtype, device=self.xx.device)
+            return torch.zeros_like(rest)
+        scale = self._scale()[:, None]
         for step in range(_TRIES):
             strength = max(ridge, 1e-12) * 100**step if step else ridge
-            factor, info = torch.linalg.cholesky_ex(self.xx + strength * scale * identity)
+            loaded = self.xx.clone()
+            loaded.diagonal(dim1=-2, dim2=-1).add_(strength * scale)
+            factor, info = torch.linalg.cholesky_ex(loaded)
             if not bool(info.any()):
-                return prior + torch.cholesky_solve(rest.mT, factor).mT
-        return prior
+                return _solved(factor.to(rest), rest.mT).mT
+        return torch.zeros_like(rest)
 
     def _scale(self) -> Tensor:
         """The mean variance of an input, by group, not below the rounding of the sums; one where nothing varies."""
@@ -131,29 +180,32 @@ def fit(folds: Sequence[Sums], prior: Tensor, shift: Tensor | None, *, ridge: fl
 
     The ridge draws towards the prior, so that inputs without evidence keep their weights and no ridge does worse on these
     rows than the prior. Without a given one, the ridge is the one of :data:`RIDGES`, or infinity (the prior itself), with
-    the smallest error on each fold when fitted to the others; from the middle one on they are tried as long as the error
-    falls. ``shift`` is the shift so far; with ``None`` there is none and moments are taken about zero.
+    the smallest error on the first fold when fitted to the others and the other way round; from the middle one on they are
+    tried as long as the error falls. ``shift`` is the shift so far; with ``None`` there is none and moments are taken about zero.
     """
     centred = shift is not None
     prior = prior.to(folds[0].xx)
-    whole = Moments.of(_total(folds), centred=centred)
     chosen = ridge if ridge is not None else _ridge(folds, prior, centred=centred)
-    matrix = whole.solve(prior, chosen)
+    whole = Moments.of(_total(folds), centred=centred)
+    rest = whole.rest(prior)
+    matrix = prior + whole.step(rest, chosen)
     new = whole.y - (matrix @ whole.x.unsqueeze(-1)).squeeze(-1)
     scale = max(float(whole.yy.sum()), torch.finfo(whole.yy.dtype).tiny)
     offset = 0.0 if shift is None else float((whole.y - (prior @ whole.x.unsqueeze(-1)).squeeze(-1) - shift.to(new)).square().sum())
-    return Fit(matrix, new, chosen, (whole.error(prior) + offset) / scale, max(whole.error(matrix), 0.0) / scale)
+    before = float(whole.yy.sum() - (prior * (whole.yx + rest)).sum())
+    after = before - whole.gain(matrix - prior, rest)
+    return Fit(matrix, new, chosen, (before + offset) / scale, max(after, 0.0) / scale)
 
 
 def _ridge(folds: Sequence[Sums], prior: Tensor, *, centred: bool) -> float:
     filled = [f for f in folds if f.count]
     if len(filled) < 2:
         return RIDGES[2]
-    parts = [(f.count, _rest(filled, f, centred=centred), Moments.of(f, centred=centred)) for f in filled]
+    halves = [_Half.of(half, prior, centred=centred) for half in (filled[0], _total(filled[1:]))]
 
     @cache
     def error(ridge: float) -> float:
-        return sum(count * test.error(rest.solve(prior, ridge)) for count, rest, test in parts)
+        return -sum(half.gain(other, ridge) for half, other in (halves, halves[::-1]))
 
     best = len(RIDGES) // 2
     for step in (-1, 1):
@@ -162,8 +214,31 @@ def _ridge(folds: Sequence[Sums], prior: Tensor, *, centred: bool) -> float:
     return min((RIDGES[best], math.inf), key=error)
 
 
-def _rest(folds: Sequence[Sums], held: Sums, *, centred: bool) -> Moments:
-    return Moments.of(_total([f for f in folds if f is not held]), centred=centred)
+@dataclass(frozen=True)
+class _Half:
+    """One half of the rows, to be fitted to and to try fits on."""
+
+    count: int
+    moments: Moments
+    rest: Tensor
+    """In single precision, which tells one ridge from the next."""
+
+    @classmethod
+    def of(cls, sums: Sums, prior: Tensor, *, centred: bool) -> _Half:
+        """What is needed of sums to compare ridges."""
+        moments = Moments.of(sums, centred=centred)
+        return cls(sums.count, moments, moments.rest(prior).float())
+
+    def gain(self, other: _Half, ridge: float) -> float:
+        """By how much the squared error on this half falls with the fit to the other."""
+        return self.count * self.moments.gain(other.moments.step(other.rest, ridge), self.rest)
+
+
+def _solved(factor: Tensor, right: Tensor) -> Tensor:
+    """What a matrix with this lower Cholesky factor makes ``right`` of."""
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return whole
 
 
 def _total(folds: Sequence[Sums]) -> Sums:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from secateur.recover.heads import Heads, Mixing, Product, laid_out
 from secateur.recover.paired import Steps
-from secateur.recover.readers import arguments
+from secateur.recover.readers import arguments, shape
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch
 from secateur.score.ranks import summed
@@ -21,7 +23,20 @@ class Spread:
     def __init__(self, cut: Cut, products: Sequence[Product], mixings: Sequence[Mixing]) -> None:
         self._program = cut.solution.walk.capture.program
         self._products, self._mixings = products, mixings
-        self.moments: dict[tuple[fx.Node, int], Tensor] = {}
+        self._operands = list(_operands(products, mixings))
+        self.moments = {
+            (o.node, o.side): torch.zeros(len(o.heads.rows), *2 * o.heads.rows.shape[1:], dtype=torch.float64) for o in self._operands
+        }
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of the widest head."""
+        return max(int(operand.heads.rows.shape[1]) for operand in self._operands)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch that each head sees, in the operand that has fewest."""
+        return min(math.prod(shape(operand.source)) // operand.heads.rows.size for operand in self._operands)
 
     def take(self, batch: Batch) -> None:
         """Add one batch."""
@@ -58,8 +73,25 @@ class Spread:
         values = values[:valid] if visible is None else values[:valid] * visible[:valid, :, None]
         precise = values if values.dtype == torch.float64 else values.float()
         grams = (precise.mT @ precise).double().cpu() / precise.shape[1]
-        total = self.moments.setdefault((node, side), torch.zeros(len(heads.rows), *grams.shape[1:], dtype=torch.float64))
-        total.index_add_(0, torch.as_tensor(heads.head[:valid]), grams)
+        self.moments[node, side].index_add_(0, torch.as_tensor(heads.head[:valid]), grams)
+
+
+@dataclass(frozen=True, eq=False)
+class _Operand:
+    """Queries, keys or mixed values (0, 1 or 2) of a call."""
+
+    node: fx.Node
+    side: int
+    source: fx.Node
+    heads: Heads
+
+
+def _operands(products: Sequence[Product], mixings: Sequence[Mixing]) -> Iterator[_Operand]:
+    for product in products:
+        for side, heads in enumerate((product.left, product.right)):
+            yield _Operand(product.node, side, product.operands[side], heads)
+    for mix in mixings:
+        yield _Operand(mix.node, 2, mix.node, mix.values)
 
 
 def _visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:

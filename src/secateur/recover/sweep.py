@@ -8,7 +8,8 @@ from torch import Tensor, fx
 
 from secateur.recover.paired import Steps
 from secateur.recover.pairs import Pair
-from secateur.recover.regression import Sums
+from secateur.recover.regression import Rows, Sums
+from secateur.recover.stages import Stage
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch
 from secateur.score.ranks import counted_before
@@ -17,29 +18,24 @@ from secateur.score.ranks import counted_before
 class Sweep:
     """Runs calibration data through both programs and gathers sums for a stage of layers at a time, those of all processes."""
 
-    def __init__(self, cut: Cut, program: fx.GraphModule, given: Sequence[Batch], held: bool) -> None:
-        self.held = held
-        self._programs = (cut.solution.walk.capture.program, program)
+    def __init__(self, cut: Cut, program: fx.GraphModule, given: Sequence[Batch]) -> None:
+        dense = cut.solution.walk.capture.program
         self._given = given
         self._before, self._count = counted_before(len(given))
-        self._open = [self._steps(b) for b in given] if held else []
+        self._open = [(Steps(dense, batch.leaves), Steps(program, batch.leaves)) for batch in given]
 
-    def _steps(self, batch: Batch) -> tuple[Steps, Steps]:
-        dense, small = self._programs
-        return Steps(dense, batch.leaves), Steps(small, batch.leaves)
-
-    def sums(self, stage: Sequence[Pair]) -> list[list[Sums]]:
+    def sums(self, stage: Stage) -> list[list[Sums]]:
         """Sums for each layer of the stage, in two folds."""
-        found = [[pair.empty(), pair.empty()] for pair in stage]
-        for number, batch in enumerate(self._given):
-            dense, small = self._open[number] if self.held else self._steps(batch)
-            for pair, folds in zip(stage, found, strict=True):
-                kept = self._watch(pair, dense, small, folds, number)
-                if pair is not stage[-1]:
-                    small.step(value=kept)
-        return [[sums.shared() for sums in folds] for folds in found]
+        found = [[Rows(pair.empty(), len(stage.pairs)) for _ in range(2)] for pair in stage.pairs]
+        for number, (dense, small) in enumerate(self._open):
+            runs = (dense, small) if stage.held else (dense.fork(), small.fork())
+            for pair, folds in zip(stage.pairs, found, strict=True):
+                kept = self._watch(pair, *runs, folds, number)
+                if pair is not stage.pairs[-1]:
+                    runs[1].step(value=kept)
+        return [[rows.sums().shared() for rows in folds] for folds in found]
 
-    def _watch(self, pair: Pair, dense: Steps, small: Steps, folds: Sequence[Sums], number: int) -> Tensor:
+    def _watch(self, pair: Pair, dense: Steps, small: Steps, folds: Sequence[Rows], number: int) -> Tensor:
         dense.until(pair.dense.node)
         small.until(pair.small.node)
         source, inputs = dense.env[pair.dense.source], small.env[pair.small.source]
@@ -47,7 +43,7 @@ class Sweep:
         if pair.residual is not None and (error := pair.residual.error(dense, small, pair.places)) is not None:
             outputs = outputs + error
         for fold, part in self._folds(number, len(outputs)):
-            pair.gather(folds[fold], source[part], inputs[part], outputs[part])
+            pair.gather(folds[fold], source[part], inputs[part], outputs[part], self._before + number)
         return outputs
 
     def _folds(self, number: int, length: int) -> Iterator[tuple[int, slice]]:

@@ -144,6 +144,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
     [
         (Prune("conv9", (0,), 12), "conv9"),
         (Prune("conv1", (0,), 13), "13 channels"),
+        (Prune("conv1", (0,), 12, "blocks"), "cuts blocks of .conv1., which holds channels"),
         (Prune("head.fc", (0,), 5), "stays whole"),
     ],
 )

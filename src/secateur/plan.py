@@ -38,17 +38,18 @@ class Prune:
 
     group: str
     remove: tuple[int, ...]
-    """Channels that go, sorted."""
+    """Channels that go; they are sorted, each once."""
     size: int
     """Number of channels before."""
     kind: Kind = "channels"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "remove", _integers(self.remove, f"the channels to remove from {self.group!r}"))
+        remove = _integers(self.remove, f"the channels to remove from {self.group!r}")
+        object.__setattr__(self, "remove", tuple(sorted(set(remove))))
         size = _integers([self.size], f"the size of {self.group!r}")[0]
-        if list(self.remove) != sorted(set(self.remove)):
-            raise PlanError(f"The channels to remove from {self.group!r} must be sorted, each once.")
-        if not self.remove or self.remove[0] < 0 or self.remove[-1] >= size:
+        if not self.remove:
+            raise PlanError(f"The edit of {self.group!r} removes nothing; leave it out of the plan.")
+        if self.remove[0] < 0 or self.remove[-1] >= size:
             raise PlanError(f"{self.group!r} has channels 0 to {size - 1}; the plan removes {_shortened(self.remove)}.")
         if len(self.remove) == size:
             raise PlanError(f"The plan removes all {size} channels of {self.group!r}; at least one must stay.")
@@ -263,7 +264,7 @@ def _inner(text: str) -> str:
 def _changed(edit: Edit, remove: Sequence[int] | None, rank: Sequence[int] | None) -> Edit | None:
     if isinstance(edit, Factorize):
         return replace(edit, rank=tuple(rank or ()))
-    return replace(edit, remove=tuple(sorted(set(remove)))) if remove else None
+    return replace(edit, remove=tuple(remove)) if remove else None
 
 
 def _edit_word(edit: Edit) -> str:

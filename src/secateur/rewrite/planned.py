@@ -22,6 +22,8 @@ def planned_cut(solution: Solution, groups: Sequence[ChannelGroup], edits: Seque
         if group is None or group.size != edit.size:
             text = f"The plan cuts {edit.group!r} with {edit.size} channels, which this model does not have."
             raise PlanError(f"{text} Make the plan anew.")
+        if group.kind != edit.kind:
+            raise PlanError(f"The plan cuts {edit.kind} of {edit.group!r}, which holds {group.kind}.")
         if not group.prunable:
             raise PlanError(f"The plan cuts {edit.group!r}, which stays whole: {group.reason}")
         dead[group.classes[list(edit.remove)]] = True

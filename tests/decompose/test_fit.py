@@ -9,8 +9,8 @@ from torch import nn
 from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose
 from secateur.decompose.als import Fit, Target, improve, random_start, subspace_start, tap_start
 from secateur.decompose.epc import error_preserving_correction, term_energy
+from secateur.decompose.hooi import Unfolded, alternate, hooi
 from secateur.decompose.linalg import leading_left, ridge_solve, symmetric_root
-from secateur.decompose.tucker import hooi, project, refine
 
 
 def generator(seed=0):
@@ -61,24 +61,44 @@ def test_balanced_factors_share_the_norm_of_each_component():
 
 
 def captured(kernel, factors):
-    return float(project(kernel, *factors).square().sum())
+    return float(torch.einsum("goi...,gir,gos->gsr...", kernel, *factors).square().sum())
 
 
 def test_no_iteration_of_hooi_raises_the_error():
     kernel = normal(2, 12, 10, 3, 3)
-    start = (leading_left(kernel.transpose(1, 2).flatten(2), 3), leading_left(kernel.flatten(2), 4))
-    energies = [captured(kernel, refine(kernel, start, tolerance=-1, iterations=n)) for n in range(20)]
+    start = leading_left(kernel.flatten(2), 4)
+    fits = [alternate(Unfolded.of(kernel), start, (3, 4), tolerance=-1, iterations=n) for n in range(1, 20)]
+    energies = [captured(kernel, factors) for factors, _ in fits]
     assert all(after >= before - 1e-12 for before, after in itertools.pairwise(energies))
     assert energies[-1] > energies[0] + 1e-3
+    for energy, (_, lost) in zip(energies, fits, strict=True):
+        assert lost == pytest.approx(1 - energy / float(kernel.square().sum()))
 
 
 def test_hooi_converges_to_factors_that_no_single_update_improves():
     kernel = normal(1, 12, 10, 3, 3)
-    factor_in, factor_out = hooi(kernel, (3, 4), tolerance=1e-14, iterations=2000)
+    factor_in, factor_out, core = hooi(kernel, (3, 4), tolerance=0, iterations=200)
     best_out = leading_left(torch.einsum("goi...,gir->gor...", kernel, factor_in).flatten(2), 4)
     assert captured(kernel, (factor_in, best_out)) == pytest.approx(captured(kernel, (factor_in, factor_out)), rel=1e-6)
+    assert float(core.square().sum()) == pytest.approx(captured(kernel, (factor_in, factor_out)), rel=1e-12)
     for factor in (factor_in, factor_out):
         torch.testing.assert_close(factor.mT @ factor, torch.eye(factor.shape[2], dtype=torch.float64)[None])
+
+
+@pytest.mark.parametrize("shape", [(24, 20, 3, 3), (40, 4, 3, 3), (4, 40, 3), (30, 30, 2, 2)])
+@pytest.mark.parametrize("decay", [0.1, 1.0, 3.0])
+def test_hooi_loses_as_little_where_nearly_nothing_is_lost_as_in_double_precision(shape, decay):
+    rank = (3, 4)
+    sides = [torch.linalg.qr(normal(size, size, seed=seed)).Q for seed, size in enumerate(shape[:2])]
+    sizes = [torch.arange(1, size + 1, dtype=torch.float64) ** (-2 * decay) for size in shape[:2]]
+    kernel = torch.einsum("ab...,oa,ib,a,b->oi...", normal(*shape, seed=2), *sides, *sizes)[None]
+    kernel = kernel / kernel.norm()
+    factor_in, factor_out, core = hooi(kernel, rank, tolerance=1e-4, iterations=100)
+    lost = float((kernel - torch.einsum("gsr...,gir,gos->goi...", core, factor_in, factor_out)).norm())
+    start = leading_left(kernel.flatten(2), 4)
+    factors, _ = alternate(Unfolded.of(kernel), start, rank, tolerance=1e-6, iterations=500)
+    projected = torch.einsum("goi...,gir,gjr,gos,gps->gpj...", kernel, factors[0], factors[0], factors[1], factors[1])
+    assert lost <= 1.001 * float((kernel - projected).norm()) + 1e-12
 
 
 def test_tucker_errors_on_the_grid_bound_those_of_the_fit():

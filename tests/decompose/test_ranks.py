@@ -257,6 +257,23 @@ def test_error_curves_hold_only_ranks_that_gain_and_fall(method):
     assert by_cost[0] > 2 * by_cost[-2] > by_cost[-1] == 0
 
 
+def test_a_curve_of_canonical_errors_holds_ranks_between_those_that_were_fitted():
+    torch.manual_seed(0)
+    kernel = torch.randn(1, 16, 20, 3, 3, dtype=torch.float64)
+    curve = CP().squared_errors(kernel)
+    errors = [curve[rank,] for rank in range(1, 25)]
+    assert all(after < before for before, after in itertools.pairwise(errors))
+    for rank in (3, 10, 18):
+        lost = kernel[0] - to_kernel_of(CP(epc=False)(kernel, (rank,)))
+        assert curve[rank,] == pytest.approx(float(lost.square().sum()), rel=0.1)
+    assert list(CP().squared_errors(kernel, round_to=8)) == [(8,), (16,), (24,), (144,)]
+
+
+def to_kernel_of(factors):
+    reduce, vertical, horizontal, expand = (factor.squeeze() for factor in factors.values())
+    return torch.einsum("or,ri,ry,rx->oiyx", expand, reduce, vertical, horizontal)
+
+
 def test_error_curves_respect_steps_and_refuse_what_cannot_gain():
     assert {rank for rank in error_curve(nn.Linear(64, 64), SVD(), round_to=8).ranks if rank} == {(8,), (16,), (24,)}
     assert "no rank" in error_curve(nn.Linear(2, 2), SVD()).reason

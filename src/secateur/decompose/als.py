@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur.decompose.hooi import Unfolded
 from secateur.decompose.linalg import leading_left, ridge_solve
-from secateur.decompose.tucker import Unfolded
 
 Factors = tuple[Tensor, ...]
-# Called with the contraction of the kernel with the other factors `(starts, groups, n, r)`, the present factor, and those others.
-Update = Callable[[Tensor, Tensor, Factors], Tensor]
+# Called with the contraction of the kernel with the other factors `(starts, groups, n, r)`, the present factor, and the Gram matrix
+# `(starts, groups, r, r)` of the terms without it.
+Update = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Sweeps after which starts are compared.
+_HEAT = 12
 _GROWTH, _SHORTEST, _LONGEST = 1.25, 0.5, 8.0
 
 
@@ -75,36 +78,24 @@ def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     return product
 
 
-def gram_product(factors: Sequence[Tensor]) -> Tensor:
-    """Multiply the Gram matrices of factors elementwise: the Gram matrix of their Khatri-Rao product."""
-    product = factors[0].mT @ factors[0]
-    for factor in factors[1:]:
-        product = product * (factor.mT @ factor)
-    return product
-
-
 def sweep(target: Target, factors: Factors, update: Update) -> Fit:
-    """Update every factor once, the spatial ones twice, and measure the error."""
-    out, inner, *spatial = factors
-    partial = target.contract_in(inner)
-    out = update(torch.einsum("sgokr,sgkr->sgor", partial, khatri_rao(spatial)), out, (inner, *spatial))
-    spatial = _spatial(torch.einsum("sgokr,sgor->sgkr", partial, out), spatial, (out, inner), update)
-    partial = target.contract_out(out)
-    inner = update(torch.einsum("sgikr,sgkr->sgir", partial, khatri_rao(spatial)), inner, (out, *spatial))
-    response = torch.einsum("sgikr,sgir->sgkr", partial, inner)
-    spatial = _spatial(response, spatial, (out, inner), update)
-    updated = (out, inner, *spatial)
-    overlap = (response * khatri_rao(spatial)).sum((-2, -1))
-    return Fit(updated, target.energy - 2 * overlap + gram_product(updated).sum((-2, -1)))
+    """Update every factor once, the spatial ones twice, balance them, and measure the error."""
+    now, grams = list(factors), [factor.mT @ factor for factor in factors]
 
+    def renew(mode: int, contracted: Tensor) -> None:
+        now[mode] = update(contracted, now[mode], _product([gram for other, gram in enumerate(grams) if other != mode]))
+        grams[mode] = now[mode].mT @ now[mode]
 
-def _spatial(response: Tensor, spatial: Sequence[Tensor], channels: Factors, update: Update) -> list[Tensor]:
-    shaped = torch.unflatten(response, 2, [factor.shape[2] for factor in spatial])
-    updated = list(spatial)
-    for mode in range(len(updated)):
-        others = [factor for other, factor in enumerate(updated) if other != mode]
-        updated[mode] = update(_contract_others(shaped, updated, mode), updated[mode], (*channels, *others))
-    return updated
+    for mode, contract in ((0, target.contract_in), (1, target.contract_out)):
+        partial = contract(now[1 - mode])
+        renew(mode, (partial * khatri_rao(now[2:]).unsqueeze(2)).sum(3))
+        response = (partial * now[mode].unsqueeze(3)).sum(2)
+        shaped = torch.unflatten(response, 2, [factor.shape[2] for factor in now[2:]])
+        for axis in range(len(now) - 2):
+            renew(2 + axis, _contract_others(shaped, now[2:], axis))
+    overlap = (response * khatri_rao(now[2:])).sum((-2, -1))
+    error = target.energy - 2 * overlap + _product(grams).sum((-2, -1))
+    return Fit(_balanced(now, [gram.diagonal(dim1=-2, dim2=-1) for gram in grams]), error)
 
 
 def _contract_others(shaped: Tensor, spatial: Sequence[Tensor], mode: int) -> Tensor:
@@ -116,27 +107,35 @@ def _contract_others(shaped: Tensor, spatial: Sequence[Tensor], mode: int) -> Te
     return shaped.flatten(2, -2)
 
 
-def least_squares(contracted: Tensor, _: Tensor, others: Factors) -> Tensor:
+def _product(grams: Sequence[Tensor]) -> Tensor:
+    """Multiply Gram matrices elementwise: the Gram matrix of the Khatri-Rao product."""
+    product = grams[0]
+    for gram in grams[1:]:
+        product = product * gram
+    return product
+
+
+def least_squares(contracted: Tensor, _: Tensor, others: Tensor) -> Tensor:
     """Return the best factor, given the others."""
-    return ridge_solve(contracted, gram_product(others))
+    return ridge_solve(contracted, others)
 
 
-def balance(factors: Factors) -> Factors:
+def balance(factors: Sequence[Tensor]) -> Factors:
     """Give every column of a term the same norm in all factors, keeping the term; zero terms stay zero."""
-    norms = torch.stack([factor.norm(dim=-2) for factor in factors])
-    shared = norms.log().mean(0).exp()
-    scales = torch.where(shared > 0, shared / norms, 0)
+    return _balanced(factors, [factor.square().sum(-2) for factor in factors])
+
+
+def _balanced(factors: Sequence[Tensor], squares: Sequence[Tensor]) -> Factors:
+    logs = torch.stack(list(squares)).log()
+    # Of a zero term both are minus infinity.
+    scales = ((logs.mean(0) - logs) / 2).exp().nan_to_num(0.0, 0.0)
     return tuple(factor * scale.unsqueeze(-2) for factor, scale in zip(factors, scales, strict=True))
 
 
 def race(target: Target, starts: Factors, *, sweeps: int, tolerance: float) -> Fit:
-    """Fit from several starts, leaving the worse half behind after a few sweeps, until the best one has settled."""
-    fit = Fit(starts, torch.zeros(starts[0].shape[:2], dtype=target.energy.dtype, device=target.energy.device))
-    length = 15
-    while fit.error.shape[0] > 1:
-        fit = improve(target, fit.factors, sweeps=min(length, sweeps), tolerance=tolerance)
-        fit, length = fit.best((fit.error.shape[0] + 1) // 2), 2 * length
-    return improve(target, fit.factors, sweeps=sweeps, tolerance=tolerance)
+    """Fit from several starts for a few sweeps, then from the best one of each group until it has settled."""
+    fit = improve(target, starts, sweeps=min(_HEAT, sweeps), tolerance=tolerance)
+    return improve(target, fit.best(1).factors, sweeps=sweeps, tolerance=tolerance)
 
 
 def improve(target: Target, factors: Factors, *, sweeps: int, tolerance: float) -> Fit:
@@ -145,16 +144,16 @@ def improve(target: Target, factors: Factors, *, sweeps: int, tolerance: float) 
     The stride grows while the error falls; a sweep that makes things worse is taken back and the next one goes without stride, so the error
     never rises. Stops when a sweep without stride gains less than `tolerance` of the error.
     """
-    best = sweep(target, balance(factors), least_squares)
+    best = sweep(target, factors, least_squares)
     previous, stride = best.factors, torch.zeros_like(best.error)
     for _ in range(sweeps - 1):
         trial = sweep(target, _ahead(best.factors, previous, stride), least_squares)
-        factors, better = balance(trial.factors), trial.error < best.error
+        better = trial.error < best.error
         slow = best.error - trial.error <= tolerance * best.error.abs() + 1e-14 * target.energy
         if bool((slow & (stride == 0)).all()):
             break
         previous = _choose(better, best.factors, previous)
-        best = Fit(_choose(better, factors, best.factors), torch.where(better, trial.error, best.error))
+        best = Fit(_choose(better, trial.factors, best.factors), torch.where(better, trial.error, best.error))
         stride = torch.where(better & ~slow, (stride * _GROWTH).clamp(_SHORTEST, _LONGEST), 0)
     return best
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.decompose.als import Factors, Fit, Target, balance, improve, khatri_rao, race, random_start, subspace_start, tap_start
 from secateur.decompose.epc import error_preserving_correction
+from secateur.decompose.hooi import hooi
 from secateur.decompose.linalg import compose
 from secateur.decompose.metric import Metric, regress_outputs
 from secateur.decompose.spec import LayerSpec
-from secateur.decompose.tucker import hooi, project
 
 # What a factor may grow by to explain patches better: below this the terms cancel each other again.
 _PATCH_RIDGE = 1e-6
 _QUICK_SWEEPS = 30
+# As parts of the smaller number of channels: where fits are made, and into how many parts the ranks between them divide it.
 _QUICK_PARTS = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5)
+_BETWEEN = 32
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,16 @@ class CP:
         return (max(ranks),)
 
     def squared_errors(self, kernel: Tensor, metric: Metric | None = None, *, round_to: int = 1) -> Mapping[tuple[int, ...], float]:
-        """Fit at a few ranks, quickly: canonical errors cannot be read off a spectrum."""
+        """Fit at a few ranks, quickly, since canonical errors cannot be read off a spectrum; between them errors fall by equal parts."""
         quick = replace(self, starts=2, sweeps=_QUICK_SWEEPS, epc=False)
         target = kernel if metric is None else torch.einsum("goi...,gij->goj...", kernel, metric.root()[0])
-        full = _exact_rank(target)
-        tried = (round_to * max(1, round(min(target.shape[1:3]) * part / round_to)) for part in _QUICK_PARTS)
-        ranks = sorted({rank for rank in tried if rank < full} | {full})
-        return {(rank,): float((target - compose(list(quick(target, (rank,)).values()))).square().sum()) for rank in ranks}
+        full, width = _exact_rank(target), min(target.shape[1:3])
+        fitted = sorted({min(full, _stepped(width * part, round_to)) for part in _QUICK_PARTS} | {full})
+        errors = [float((target - compose(list(quick(target, (rank,)).values()))).square().sum()) for rank in fitted]
+        between = {_stepped(width * part / _BETWEEN, round_to) for part in range(1, round(_BETWEEN * max(_QUICK_PARTS)) + 1)}
+        ranks = sorted({rank for rank in between if fitted[0] <= rank <= fitted[-1]} | set(fitted))
+        logs = np.interp(ranks, fitted, np.log(np.maximum(errors, np.finfo(np.float64).tiny)))
+        return {(rank,): float(error) for rank, error in zip(ranks, np.exp(logs), strict=True)}
 
     def __call__(self, kernel: Tensor, rank: tuple[int, ...], metric: Metric | None = None) -> Mapping[str, Tensor]:
         """Fit the factors of a kernel `(groups, out, in, *extent)`."""
@@ -105,8 +111,7 @@ class CP:
     def _race(self, kernel: Tensor, rank: int) -> Factors:
         """Find good factors in the subspace of `rank` input and output channels that holds most of the kernel."""
         narrow = (min(rank, kernel.shape[2]), min(rank, kernel.shape[1]))
-        factor_in, factor_out = hooi(kernel, narrow, tolerance=1e-4, iterations=5)
-        core = project(kernel, factor_in, factor_out)
+        factor_in, factor_out, core = hooi(kernel, narrow, tolerance=1e-2, iterations=5)
         best = self._race_core(core, rank)
         out, inner, *spatial = best.factors
         return (factor_out @ out, factor_in @ inner, *spatial)
@@ -140,6 +145,10 @@ class CP:
 def _exact_rank(kernel: Tensor) -> int:
     """Return the rank at which one matrix a tap suffices."""
     return kernel[0, 0, 0].numel() * min(kernel.shape[1:3])
+
+
+def _stepped(rank: float, step: int) -> int:
+    return step * max(1, round(rank / step))
 
 
 def _size(extent: tuple[int, ...], axes: list[int]) -> int:

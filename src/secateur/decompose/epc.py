@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.decompose.als import Factors, Fit, Target, balance, gram_product, sweep
+from secateur.decompose.als import Factors, Fit, Target, sweep
 
 _NEWTON_STEPS = 60
 _EXACT = 1e-13
-# Of the norm of the kernel, which is one.
-_VANISHED = 1e-60
+# Of the energy of the kernel, which is one.
+_VANISHED = 1e-120
 
 
 def term_energy(factors: Factors) -> Tensor:
@@ -41,7 +41,6 @@ def error_preserving_correction(target: Target, fit: Fit, *, slack: float = 1.0,
     energy = term_energy(fit.factors)
     for _ in range(sweeps):
         swept = sweep(target, fit.factors, solve)
-        swept = Fit(balance(swept.factors), swept.error)
         before, energy = energy, term_energy(swept.factors)
         if not bool((energy < before).any()):
             break
@@ -58,14 +57,12 @@ class _Constrained:
     energy: Tensor
     bound: Tensor
 
-    def __call__(self, contracted: Tensor, factor: Tensor, others: Factors) -> Tensor:
-        lengths = [other.norm(dim=-2) for other in others]
-        norms = torch.stack(lengths).prod(0)
+    def __call__(self, contracted: Tensor, factor: Tensor, others: Tensor) -> Tensor:
+        squares = others.diagonal(dim1=-2, dim2=-1)
         # Terms that have all but vanished go: their squares have no place in any precision.
-        alive = norms > _VANISHED
-        safe = norms.where(alive, 1)
-        units = [other * torch.where(alive, 1 / length, 0).unsqueeze(-2) for other, length in zip(others, lengths, strict=True)]
-        values, vectors = torch.linalg.eigh(gram_product(units))
+        alive = squares > _VANISHED
+        safe = squares.where(alive, 1).sqrt()
+        values, vectors = torch.linalg.eigh(others / (safe.unsqueeze(-1) * safe.unsqueeze(-2)))
         values = values.clamp_min(0)
         rotated = torch.where(alive.unsqueeze(-2), contracted / safe.unsqueeze(-2), 0) @ vectors
         held = values > _EXACT * values.amax(-1, keepdim=True)
@@ -85,14 +82,13 @@ def _ridge_strength(captured: Tensor, values: Tensor, allowed: Tensor) -> tuple[
     """
     wanted = allowed.clamp_min(torch.finfo(allowed.dtype).tiny)
     strength = torch.zeros_like(allowed)
-    excess = captured.sum(-1) / wanted - 1
     for _ in range(_NEWTON_STEPS):
         shrink = 1 / (1 + strength.unsqueeze(-1) * values)
-        terms = captured * shrink**2
+        terms = captured * shrink.square()
         total = terms.sum(-1)
-        excess = total / wanted - 1
-        if bool((excess <= 1e-13).all()):
+        excess = (total / wanted).sqrt() - 1
+        if bool((excess <= _EXACT).all()):
             break
         slope = (terms * shrink * values).sum(-1).clamp_min(torch.finfo(allowed.dtype).tiny)
-        strength = torch.where(excess > 0, strength + total / slope * ((total / wanted).sqrt() - 1), strength)
+        strength = (strength + total / slope * excess).clamp_min(0)
     return strength, excess <= 1e-9

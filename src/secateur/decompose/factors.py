@@ -202,7 +202,7 @@ def _fitted(method: Decomposition, kernel: Tensor, rank: Rank, metric: Metric | 
 def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
-    if not bool(weight.isfinite().all()):
+    if not all(bool(end.isfinite()) for end in torch.aminmax(weight)):
         raise SelectionError(f"{layer} cannot be factorized: its weight holds values that are not finite")
     return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
 

@@ -64,10 +64,11 @@ def ridge_solve(right: Tensor, gram: Tensor, *, ridge: float = 1e-12) -> Tensor:
 
     The ridge is relative to the mean of the diagonal; it grows until the Cholesky factorisation exists.
     """
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
     while ridge < 1:
-        factor, info = torch.linalg.cholesky_ex(gram + (ridge * mean)[..., None, None] * identity)
+        raised = gram.clone()
+        raised.diagonal(dim1=-2, dim2=-1).add_(ridge * mean)
+        factor, info = torch.linalg.cholesky_ex(raised)
         if not bool(info.any()):
             return torch.cholesky_solve(right.mT, factor).mT
         ridge *= 100
@@ -77,7 +78,8 @@ def ridge_solve(right: Tensor, gram: Tensor, *, ridge: float = 1e-12) -> Tensor:
 
 def power_of_two(values: Tensor) -> Tensor:
     """Return the power of two of the size of the largest absolute value, by which to divide without rounding; one for zeros."""
-    largest = values.abs().amax()
+    least, most = torch.aminmax(values)
+    largest = torch.maximum(-least, most)
     exponent = torch.frexp(largest).exponent.clamp(-125, 127)
     return torch.where((largest > 0) & largest.isfinite(), torch.exp2(exponent.to(values.dtype)), 1)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from secateur.decompose.hooi import hooi
 from secateur.decompose.linalg import leading_eigenvectors, leading_left
 from secateur.decompose.metric import Metric, regress_outputs
 from secateur.decompose.spec import LayerSpec
@@ -17,43 +18,17 @@ _GRID = 32
 
 
 @dataclass(frozen=True)
-class Unfolded:
-    """A kernel laid out once for both contractions: `by_in` is `(groups, out * taps, in)`, `by_out` `(groups, in * taps, out)`."""
-
-    by_in: Tensor
-    by_out: Tensor
-    taps: int
-
-    @classmethod
-    def of(cls, kernel: Tensor) -> Unfolded:
-        """Lay out a kernel `(groups, out, in, *extent)`."""
-        groups, outputs, inputs = kernel.shape[:3]
-        flat = kernel.reshape(groups, outputs, inputs, -1)
-        by_in = flat.transpose(2, 3).reshape(groups, -1, inputs)
-        by_out = flat.permute(0, 2, 3, 1).reshape(groups, -1, outputs)
-        return cls(by_in, by_out, flat.shape[-1])
-
-    def contract_in(self, factor: Tensor) -> Tensor:
-        """Contract the input channels with `(groups, in, r)`, giving `(groups, out, taps, r)`."""
-        return torch.unflatten(self.by_in @ factor, 1, (-1, self.taps))
-
-    def contract_out(self, factor: Tensor) -> Tensor:
-        """Contract the output channels with `(groups, out, r)`, giving `(groups, in, taps, r)`."""
-        return torch.unflatten(self.by_out @ factor, 1, (-1, self.taps))
-
-
-@dataclass(frozen=True)
 class Tucker:
     """Factorize a convolution into pointwise, spatial and pointwise layers of ranks (in, out).
 
         W ~ C x_0 U_out x_1 U_in:   reduce = U_in^T, core = C, expand = U_out
 
-    Kim et al., ICLR 2016. HOSVD, then HOOI (each factor in turn, given the other) until the captured energy grows by less than `tolerance`
-    of the whole. With a metric the input channels are whitened; where it knows whole patches, core and output factor are then the best
-    under them (reduced rank regression). A mode of full rank needs no layer of its own, unless `keep_full`.
+    Kim et al., ICLR 2016. HOSVD, then HOOI (each factor in turn, the best one given the other) until further steps promise less than
+    `tolerance` of the energy that is still lost. With a metric the input channels are whitened; where it knows whole patches, core and
+    output factor are then the best under them (reduced rank regression). A mode of full rank needs no layer of its own, unless `keep_full`.
     """
 
-    tolerance: float = 3e-5
+    tolerance: float = 5e-4
     iterations: int = 100
     keep_full: bool = False
 
@@ -93,7 +68,8 @@ class Tucker:
         target = kernel if metric is None else torch.einsum("goi...,gij->goj...", kernel, metric.root()[0])
         factor_in = leading_left(target.transpose(1, 2).flatten(2), target.shape[2])
         factor_out = leading_left(target.flatten(2), target.shape[1])
-        energy = project(target, factor_in, factor_out).flatten(3).square().sum((0, 3))
+        core = torch.einsum("goi...,gir,gos->gsr...", target, factor_in, factor_out)
+        energy = core.flatten(3).square().sum((0, 3))
         lost = (energy.sum() - energy.cumsum(0).cumsum(1)).clamp_min(0)
         grid_in, grid_out = _grid(target.shape[2], round_to), _grid(target.shape[1], round_to)
         return {(r_in, r_out): float(lost[r_out - 1, r_in - 1]) for r_in in grid_in for r_out in grid_out}
@@ -102,8 +78,7 @@ class Tucker:
         """Fit the factors of a kernel `(groups, out, in, *extent)`."""
         root, inverse = (None, None) if metric is None else metric.unit_root()
         target = kernel if root is None else torch.einsum("goi...,gij->goj...", kernel, root)
-        factor_in, factor_out = hooi(target, rank, tolerance=self.tolerance, iterations=self.iterations)
-        core = project(target, factor_in, factor_out)
+        factor_in, factor_out, core = hooi(target, rank, tolerance=self.tolerance, iterations=self.iterations)
         reduce = factor_in.mT if inverse is None else factor_in.mT @ inverse
         if metric is not None and metric.patch is not None:
             core, factor_out = _refit(kernel, reduce, metric.patch, rank[1])
@@ -131,51 +106,6 @@ def _grid(limit: int, round_to: int) -> list[int]:
     """Ranks up to the full one, in about equal steps that are multiples of `round_to`."""
     wanted = (round_to * round(limit * step / _GRID / round_to) for step in range(1, _GRID + 1))
     return sorted({rank for rank in wanted if 0 < rank < limit} | {limit})
-
-
-def hooi(kernel: Tensor, rank: tuple[int, ...], *, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """Find orthonormal factors `(groups, in, r_in)` and `(groups, out, r_out)` that capture most of a kernel.
-
-    Truncated HOSVD, one mode after the other, and the iterations run in float32 at twice the speed; a last one in float64 makes good what
-    that leaves: the error of a subspace enters the captured energy squared.
-    """
-    single = (kernel / kernel.abs().amax().clamp_min(torch.finfo(kernel.dtype).tiny)).float()
-    factor_out = leading_left(single.flatten(2), rank[1])
-    factor_in = leading_left(torch.einsum("goi...,gos->gis...", single, factor_out).flatten(2), rank[0])
-    factor_in, factor_out = refine(single, (factor_in, factor_out), tolerance=tolerance, iterations=iterations)
-    return refine(kernel, (factor_in.double(), factor_out.double()), tolerance=tolerance, iterations=1)
-
-
-def refine(kernel: Tensor, factors: tuple[Tensor, Tensor], *, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """Improve orthonormal factors (in, out) in turn by one step of orthogonal iteration each; no step lowers the captured energy.
-
-    Exact eigenvectors in every step would gain little more and cost many times as much.
-    """
-    factor_in, factor_out = factors
-    unfolded = Unfolded.of(kernel)
-    whole = kernel.square().sum()
-    captured = torch.zeros_like(whole)
-    for iteration in range(iterations):
-        factor_out, _ = _step(unfolded.contract_in(factor_in).flatten(2), factor_out)
-        # What the new output and the old input factor capture comes for nothing.
-        factor_in, now = _step(unfolded.contract_out(factor_out).flatten(2), factor_in)
-        if iteration > 0 and bool(now - captured <= tolerance * whole):
-            break
-        captured = now
-    return factor_in, factor_out
-
-
-def _step(matrix: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a basis towards the leading left singular vectors of a matrix, and return what it captured before."""
-    seen = matrix.mT @ basis
-    turned: Tensor = torch.linalg.qr(matrix @ seen).Q
-    return turned, seen.square().sum()
-
-
-def project(kernel: Tensor, factor_in: Tensor, factor_out: Tensor) -> Tensor:
-    """Return the core `(groups, r_out, r_in, *extent)` of a kernel under orthonormal factors."""
-    partial = torch.einsum("goi...,gos->gsi...", kernel, factor_out)
-    return torch.einsum("gsi...,gir->gsr...", partial, factor_in)
 
 
 def _refit(kernel: Tensor, reduce: Tensor, patch: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -209,7 +209,7 @@ def _finished(whole: _Whole, steps: Sequence[Step], settings: Mapping[str, Any],
         one = apply(whole.dense, plan, prefer=prefer)
         _take_values(one, last.model)
         notes = (f"cut in {len(steps)} steps with training between them", *(note for step in steps for note in step.record.notes))
-        result = replace(one, metrics=_metrics(steps), notes=(*one.notes, *dict.fromkeys(notes)))
+        result = replace(one, metrics=_metrics(steps), notes=(*one.notes, *dict.fromkeys(notes)), recovered=("training",))
     except SecateurError as error:
         note = f"the plans of {len(steps)} steps make no single one for the dense model: {error}"
         result = replace(last, before=steps[0].result.before, metrics=_metrics(steps), notes=(*last.notes, note))

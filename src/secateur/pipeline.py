@@ -58,8 +58,7 @@ def apply(
         prefer: ``"auto"`` keeps the user's class where it can, else makes a graph; ``"module"`` and ``"graph"`` allow one of them.
         tolerance: the largest error of the proof, relative to the scale of the outputs and to their change between inputs.
         seed: starts the random inputs of the proof; by default the plan's own.
-        data: calibration data, as for :meth:`Study.plan_decomposition`.
-        samples: use so many of them at most.
+        data: calibration data, as for :meth:`Study.plan_decomposition`, of which ``samples`` are used at most.
         between: gives what a cut left new values before it is factorized, as a recovery does: :func:`recovering`.
 
     Raises:
@@ -93,6 +92,7 @@ def apply(
         factorized=done.factorized,
         notes=(*plan.settings.get("notes", ()), *_other_data(plan, held), *uneven_widths(found.groups, found.weights, plan), *done.notes),
         file_names=getattr(found.model, "file_names", None),
+        recovered=("what was called between cut and factors",) if between is not None and plan.factorizations and plan.prunes else (),
     )
     return _with_config(result, found) if plan.settings.get("uniform") else result
 
@@ -210,10 +210,10 @@ def recovered(result: Result, found: Study, recover: Recovery, data: Data | None
     """A result after recovery, in place; where layers were factorized, batch-norm statistics move with what that changed."""
     if not result.plan.factorizations:
         done = recover(result.model, found.cut(result.plan), data)
-        return replace(result, notes=(*result.notes, *done.notes))
+        return result.taken_from(done)
     count = _batch_norm(result, found, data) if data is not None and not isinstance(recover, Nothing) else 0
     note = f"the statistics of {count} batch-norm layers were adapted after the proof"
-    return replace(result, notes=(*result.notes, note)) if count else result
+    return replace(result, notes=(*result.notes, note), recovered=(*result.recovered, "batch norm")) if count else result
 
 
 def _batch_norm(result: Result, found: Study, data: Data) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from secateur.layers import Layers
 from secateur.measure import Fidelity, Latency, Measurement
 from secateur.plan import Plan
 from secateur.pretrained import Description, save_pretrained
+from secateur.recover import Recovered
 from secateur.report import html_report, json_report
 from secateur.rewrite import FactorizedLayer, Proof
 
@@ -44,6 +45,8 @@ class Result:
     factorized: tuple[FactorizedLayer, ...] = ()
     """What became of each layer that was factorized."""
     notes: tuple[str, ...] = ()
+    recovered: tuple[str, ...] = ()
+    """How tensors got new values after their proof; nothing where all are as they were proven."""
     latency: Mapping[str, Latency] = field(default_factory=dict)
     """``dense`` and ``compressed``, where they were timed."""
     fidelity: Fidelity | None = None
@@ -59,6 +62,11 @@ class Result:
         """Attributes of the user's class that follow the new sizes, by module path."""
         paths = {name for name, _ in self.model.named_modules(remove_duplicate=False)}
         return {path: values for stage in self.stages for path, values in stage["attributes"].items() if path in paths}
+
+    def taken_from(self, done: Recovered) -> Result:
+        """The result with what a recovery did to its model in its notes."""
+        methods = (done.method,) if done.changes else ()
+        return replace(self, notes=(*self.notes, *done.notes), recovered=(*self.recovered, *methods))
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, onnx: bool | None = None, command: str | None = None) -> Path:
         """Write the model, its plan and its report into a directory that needs no code of ours to be used.

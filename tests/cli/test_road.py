@@ -185,7 +185,8 @@ def test_compress_recovers_with_data(secateur: Secateur, tmp_path: Path) -> None
     assert done.code == 0, done.err
     assert done.data["remains"]["MACs"] <= 0.5
     assert any("recovered after the proof by refit on 12 calibration samples" in note for note in done.data["notes"])
-    fitted = secateur("prove", tmp_path / "out", "--recovered", "--json").data["recovered"]
+    fitted = secateur("prove", tmp_path / "out", "--json").data["recovered"]
+    assert secateur("prove", tmp_path / "out", "--recovered", "--json").data["recovered"] == fitted
     assert "3.weight" in fitted
     assert "0.weight" not in fitted
 
@@ -194,7 +195,8 @@ def test_the_recovery_can_be_chosen(secateur: Secateur, tmp_path: Path) -> None:
     words = ("--data", "cli.models:samples", "--samples", 12, "--no-latency", "--no-onnx", "--json", "--recover")
     done = secateur("compress", "cli.models:convnet", *IMAGE, "--out", tmp_path / "bn", *words, "bn", "--statistics", "anew")
     assert done.code == 0, done.err
-    assert secateur("prove", tmp_path / "bn", "--recovered", "--json").data["recovered"] == ["1.running_mean", "1.running_var"]
+    assert secateur("prove", tmp_path / "bn", "--json").data["recovered"] == ["1.running_mean", "1.running_var"]
     done = secateur("compress", "cli.models:convnet", *IMAGE, "--out", tmp_path / "none", *words, "none")
     assert done.code == 0, done.err
+    assert json.loads((tmp_path / "none" / "plan.json").read_text())["recovered"] == []
     assert secateur("prove", tmp_path / "none").code == 0

@@ -136,6 +136,7 @@ class Stand:
     kwargs: Mapping[str, Any]
     stages: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    recovered: tuple[str, ...] = ()
 
     def outputs(self, model: nn.Module | None = None) -> Any:
         """What the model, or another one, returns on the example inputs."""

@@ -125,7 +125,7 @@ def _recovered(
         f"{len(done.changes)} layers, in closed form, from {CROPS} random crops of each image. Tested in two halves: a refit on ten images"
         " serves the other ten, so that no image is tested with its own. The saved model is refitted on all twenty."
     )
-    return replace(result, notes=(*result.notes, *done.notes)), right / len(pictures)
+    return result.taken_from(done), right / len(pictures)
 
 
 def _crops(pictures: Sequence[Any], chosen: Sequence[int], count: int, *, seed: int = 0) -> list[Tensor]:

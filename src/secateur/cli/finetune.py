@@ -201,6 +201,7 @@ def _result(small: nn.Module, saved: Directory, before: SavedReport) -> Result:
         stages=saved.stages,
         factorized=before.factorized,
         notes=before.notes,
+        recovered=saved.recovered,
         latency=before.latency,
         metrics=before.metrics,
     )

@@ -22,7 +22,8 @@ class Proving:
     tolerance: float = TOLERANCE
     """The largest error that the proof allows, relative to the outputs."""
     recovered: bool = False
-    """Weights were meant to change after the cut (training, statistics): list those that did, and prove the rest."""
+    """Weights were meant to change after the cut (training, statistics): list those that did, and prove the rest. Results that know that
+    they were recovered need no telling."""
 
 
 def prove(source: Remembered, proving: Proving) -> Answer:
@@ -31,6 +32,7 @@ def prove(source: Remembered, proving: Proving) -> Answer:
     Example: secateur prove out
     """
     saved = read_directory(source.directory)
+    recovered = proving.recovered or bool(saved.recovered)
     opened = source.open(saved)
     with working("Proving"):
         try:
@@ -40,25 +42,26 @@ def prove(source: Remembered, proving: Proving) -> Answer:
                 inputs=opened.inputs,
                 tolerance=proving.tolerance,
                 seed=source.seed,
-                recovered=proving.recovered,
+                recovered=recovered,
                 trust_pickle=source.trust_pickle,
             )
         except ProofError as error:
-            if not proving.recovered:
+            if not recovered:
                 error.args = (
                     f"{error} If weights were meant to change after the cut (recovery, training), prove the rest with --recovered.",
                 )
             raise
     told = {"proof": found.proof.to_json() | {"holds": found.proof.holds}, "recovered": list(found.trained)}
-    return Answer(list(_lines(found.proof, found.trained)), told)
+    return Answer(list(_lines(found.proof, found.trained, saved.recovered)), told)
 
 
-def _lines(proof: Proof, changed: Sequence[str]) -> Iterator[Text]:
+def _lines(proof: Proof, changed: Sequence[str], by: Sequence[str]) -> Iterator[Text]:
     yield Text(
         f"Proven equal to {proof.reference}: error {proof.error:.1e}, tolerance {proof.tolerance:.0e}, {proof.dtype}.", style="green"
     )
     for trial in proof.trials:
         yield Text(f"  {trial.inputs}: {trial.error:.1e} of the outputs' scale, {trial.sensitivity:.1e} of their change")
     if changed:
-        yield Text(f"{len(changed)} tensors were changed after the cut: {', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''}")
+        named = f"{', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''}"
+        yield Text(f"{len(changed)} tensors were changed after the cut{f' by {by[-1]}' if by else ''}: {named}")
     yield from (Text(f"note: {note}") for note in proof.notes)

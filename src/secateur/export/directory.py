@@ -52,6 +52,8 @@ class Directory:
     notes: tuple[str, ...]
     left_out: Mapping[str, str]
     """Files that are not there, with the reason."""
+    recovered: tuple[str, ...] = ()
+    """How tensors got new values after their proof."""
 
     def examples(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example inputs, as ``(args, kwargs)``."""
@@ -129,6 +131,7 @@ def _described(result: Saved, exported: Exported | None, left_out: Mapping[str, 
         "versions": {"secateur": version("secateur"), "torch": torch.__version__, "python": sys.version.split()[0]},
         "inputs": _input_facts(result),
         "open_sizes": {} if exported is None else exported.open_dims,
+        "recovered": list(result.recovered),
         "notes": [*result.notes, *(() if exported is None else exported.notes)],
         "left_out": left_out,
     }
@@ -177,6 +180,7 @@ def _directory(path: Path, whole: Mapping[str, Any]) -> Directory:
         open_sizes={str(name): tuple(dims) for name, dims in whole["open_sizes"].items()},
         notes=tuple(whole["notes"]),
         left_out=dict(whole["left_out"]),
+        recovered=tuple(map(str, whole.get("recovered", ()))),
     )
 
 

@@ -43,5 +43,9 @@ class Saved(Protocol):
         """Of each run of edits of one kind the ``kind`` of model that came out, and the ``attributes`` of the class that follow."""
 
     @property
+    def recovered(self) -> tuple[str, ...]:
+        """How tensors got new values after their proof; nothing where all are as they were proven."""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know."""

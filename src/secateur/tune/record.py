@@ -83,7 +83,12 @@ class Tuned:
         taken = {"before": self.record.metric_before, "after": self.record.metric_after}
         figures = {f"{metric} {when} fine-tuning": value for when, value in taken.items() if value is not None}
         return replace(
-            result, model=self.model, metrics={**result.metrics, **figures}, notes=(*result.notes, *self.record.notes), fidelity=None
+            result,
+            model=self.model,
+            metrics={**result.metrics, **figures},
+            notes=(*result.notes, *self.record.notes),
+            recovered=(*result.recovered, "training"),
+            fidelity=None,
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.capture.caches import without_caches
 from secateur.capture.facts import cuda_devices
 
 _PLAIN = (int, float, str, type(None))
@@ -48,6 +49,7 @@ def untouched(model: nn.Module, flat_inputs: list[Any], *, branches: bool = Fals
     """Put the model in eval mode for a while; afterwards it and the random states are as before.
 
     With ``branches`` modules that are no layers of torch are in training mode, so that they run what they run in training alone.
+    Caches for a next call are switched off.
 
     Restored are attributes, parameters, buffers with their contents, train/eval flags, hooks and ``requires_grad``
     of every module. Whoever sees that another tensor is about to be written hands it to ``Keepsakes.keep``.
@@ -59,7 +61,7 @@ def untouched(model: nn.Module, flat_inputs: list[Any], *, branches: bool = Fals
     for tensor in _state(modules):
         keepsakes.keep(tensor)
     try:
-        with _same_random_state(model, flat_inputs), _attention_in_the_open():
+        with _same_random_state(model, flat_inputs), _attention_in_the_open(), without_caches(modules):
             _evaluate(model)
             if branches:
                 _train_own_classes(model)

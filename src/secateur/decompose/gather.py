@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.capture.caches import without_caches
 from secateur.capture.inputs import normalise_inputs
 from secateur.decompose.linalg import power_of_two
 from secateur.decompose.moments import Moments
@@ -127,11 +128,12 @@ def _hook(watch: Any, name: str, spec: LayerSpec) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode; every module's own mode is back afterwards."""
+    """Run in evaluation mode and without caches; every module's own mode is back afterwards."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with without_caches(training):
+            yield
     finally:
         for module, mode in training.items():
             module.training = mode

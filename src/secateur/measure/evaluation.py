@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.capture.caches import without_caches
+
 
 @contextmanager
 def evaluating(models: Iterable[Callable[..., Any]]) -> Iterator[None]:
-    """Run in evaluation mode and without gradients; every module's own mode is back afterwards.
+    """Run in evaluation mode, without gradients and without caches; every module's own mode is back afterwards.
 
     The flags are set directly, because the modules of exported programs refuse ``eval()``.
     """
@@ -21,7 +23,7 @@ def evaluating(models: Iterable[Callable[..., Any]]) -> Iterator[None]:
     try:
         for module in modules:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), without_caches(modules):
             yield
     finally:
         for module, training in zip(modules, modes, strict=True):

@@ -14,11 +14,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture, record
+from secateur.capture.caches import switches
 from secateur.capture.duplicate import duplicate
 from secateur.capture.flat import FlatModel, tensors_of
 from secateur.capture.normalize import normalize
 from secateur.capture.program import as_program
-from secateur.capture.trees import copied
+from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.verify import check_on
 from secateur.errors import CaptureError, ProofError, RewriteError, SecateurError
 from secateur.groups import Solution, solve, walk
@@ -106,20 +107,20 @@ def _with_factors(
 ) -> tuple[Rewritten, list[FactorizedLayer]]:
     model, rows = factorize(source, edits, batches)
     small = _quiet_record(model, source)
-    _run_plainly(model, source)
+    _run_plainly(model, source, "on factors")
     proof = prove_factorized(source, model, small.program, [row.layer for row in rows], tolerance=tolerance, seed=seed)
     return Rewritten(model, "module", proof, small), rows
 
 
-def _run_plainly(model: nn.Module, source: Capture) -> None:
-    """Run a model as its user does: fused kernels, which are kept off while recording, read weights of layers past their forward."""
+def _run_plainly(model: nn.Module, source: Capture, how: str) -> Any:
+    """What a model returns to its user: with caches and fused kernels, which are off while recording and may want other sizes."""
     args, kwargs = pytree.tree_unflatten(copied(source.flat_inputs()), source.in_spec)
     try:
         with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            duplicate(model).eval()(*args, **kwargs)
+            return duplicate(model).eval()(*args, **kwargs)
     except Exception as error:
-        raise RewriteError(f"the forward of {type(model).__name__} does not run on factors: {_first_line(error)}") from error
+        raise RewriteError(f"the forward of {type(model).__name__} does not run {how}: {_first_line(error)}") from error
 
 
 def _inputs(source: Capture, seed: int) -> list[list[Any]]:
@@ -138,6 +139,8 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
         try:
             model = _run(shrink_module(source.model, cut, attributes), source)
             small = _quiet_record(model, source)
+            if switches(model.modules()):
+                _run_plainly(model, source, "with a cache for its next call")
             inputs = _inputs(source, seed)
             proof = prove(
                 followed(cut),
@@ -191,7 +194,16 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
     except ProofError as error:
         node = first_difference(cut, program, wide.flat_inputs(), seed)
         raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error
-    return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes))
+    return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes, *_left_aside(wide)))
+
+
+def _left_aside(source: Capture) -> tuple[str, ...]:
+    """What the user's class hands out for its next call, and a graph does not."""
+    if source.how == "given" or not switches(source.model.modules()):
+        return ()
+    found = flatten_outputs(_run_plainly(source.model, source, "with a cache for its next call"))[0]
+    left = len(found) - len(source.program.graph.output_node().args[0])  # type: ignore[arg-type]
+    return (f"the graph does not return the {left} tensors of the cache that the class hands out for its next call",) if left > 0 else ()
 
 
 def _opened(cut: Cut, seed: int) -> Cut:

@@ -36,7 +36,6 @@ class _Builder:
         self.of_class = Owned(self.classes, solution.count)
         self.of_thread = Owned(self.threads, solution.belongs.shape[0])
         self.first_of_thread = self.places.first(self.threads, solution.belongs.shape[0])
-        self.ranks = {tensor: solution.walk.capture.leaf(tensor).ndim for tensor, _ in solution.slot_labels}
 
     def all_channels(self) -> list[ChannelGroup]:
         """Groups of single channels, their members found together."""
@@ -95,7 +94,8 @@ class _Builder:
 
     def _signature(self, kind: Kind, members: Sequence[Member]) -> str:
         """Which places a group has in how many tensors, and of what rank: a residual stream has more than the inside of a block."""
-        found = Counter(f"{m.role}:{m.dim}/{self.ranks[m.tensor]}{'*' if m.rows > 1 else ''}" for m in members)
+        ranks = self.solution.walk.ranks
+        found = Counter(f"{m.role}:{m.dim}/{ranks[m.tensor]}{'*' if m.rows > 1 else ''}" for m in members)
         return " ".join([kind, *(f"{count}x{place}" for place, count in sorted(found.items()))])
 
     def _members(self, places: Labels, channels: Labels) -> tuple[Member, ...]:

@@ -29,6 +29,8 @@ class Walk:
     """Fields of a node's tensor, or a list of such for several outputs."""
     slots: dict[tuple[str, int], Labels] = field(default_factory=dict)
     """Labels of each dimension of each weight."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """How many dimensions each weight has, those of one position among them."""
     free: set[fx.Node] = field(default_factory=set)
     """Nodes in which no input of the model has a say."""
 
@@ -92,6 +94,7 @@ def _label_leaf(state: Walk, name: str, fact: Any) -> Fields:
     if not isinstance(fact, Fact) or not (fact.dtype.is_floating_point or fact.dtype.is_complex):
         return ()
     fields = []
+    state.ranks[name] = len(fact.shape)
     for dim, size in enumerate(fact.shape):
         if size > 1:
             if (name, dim) not in state.slots:

@@ -71,6 +71,8 @@ class Result:
     def save(self, path: str | os.PathLike[str], *, force: bool = False, onnx: bool | None = None, command: str | None = None) -> Path:
         """Write the model, its plan and its report into a directory that needs no code of ours to be used.
 
+        Of files that the model does not allow, ``left_out`` in ``plan.json`` says why they are not there.
+
         Args:
             path: the directory; an existing one is refused unless ``force``.
             onnx: write ``model.onnx`` too; by default where the extra ``onnx`` is installed.

@@ -200,3 +200,12 @@ def test_the_recovery_can_be_chosen(secateur: Secateur, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "none" / "plan.json").read_text())["recovered"] == []
     assert secateur("prove", tmp_path / "none").code == 0
+
+
+def test_files_that_are_not_there_are_told(secateur: Secateur, tmp_path: Path) -> None:
+    wanted = ("prune", "cli.models:half_precise", "--input", "2x3x4x4:bfloat16", "--ratio", 0.5, "--no-latency")
+    done = secateur(*wanted, "--out", tmp_path / "one")
+    assert done.code == 0, done.err
+    assert "model.onnx was left out" in done.out
+    told = json.loads(secateur(*wanted, "--out", tmp_path / "two", "--json").out)
+    assert list(told["left_out"]) == ["model.onnx"]

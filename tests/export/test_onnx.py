@@ -15,7 +15,7 @@ from export.models import Caching, FusedAttention, Nested, Residual, Windowed, n
 from secateur.errors import FileError
 from secateur.export import onnx
 from secateur.export.canonical import canonicalise
-from secateur.export.onnx import PortNames, write_onnx
+from secateur.export.onnx import PortNames, write_onnx, write_onnx_as_open_as_can_be
 from secateur.export.pt2 import export_program
 
 aten = torch.ops.aten
@@ -34,6 +34,35 @@ def test_batch_and_image_size_stay_open(tmp_path: Path) -> None:
     for shape in [(1, 3, 8, 8), (3, 3, 12, 10)]:
         image = torch.randn(shape)
         torch.testing.assert_close(run(path, image=image)["output"], model(image).detach(), rtol=1e-4, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """Pools images of any size to a size that an ONNX file can tell for a known size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4 * 9, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(nn.functional.adaptive_avg_pool2d(self.conv(image), 3).flatten(1))
+
+
+def test_where_open_image_sizes_come_out_wrong_the_batch_alone_is_open(tmp_path: Path) -> None:
+    model, path = Pooled().eval(), tmp_path / "model.onnx"
+    exported = export_program(model, (torch.randn(1, 3, 19, 19),), {})
+    assert exported.open_dims == {"image": (0, 2, 3)}
+    assert write_onnx(exported, path) is not None
+    reason, notes = write_onnx_as_open_as_can_be(exported, path)
+    assert reason is None
+    assert "example's sizes alone" in notes[0]
+    image = torch.randn(3, 3, 19, 19)
+    (found,) = run(path, image=image).values()
+    torch.testing.assert_close(found, model(image).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_files_that_can_be_open_stay_so_and_say_nothing(tmp_path: Path) -> None:
+    exported = export_program(Residual().eval(), (torch.randn(1, 3, 8, 8),), {})
+    assert write_onnx_as_open_as_can_be(exported, tmp_path / "model.onnx") == (None, ())
 
 
 def test_an_output_may_have_the_name_that_the_exporter_gives_an_inner_value(tmp_path: Path) -> None:

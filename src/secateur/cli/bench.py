@@ -19,7 +19,7 @@ from secateur.cli.results import Timing
 from secateur.cli.source import Remembered
 from secateur.errors import CaptureError
 from secateur.export import load, read_directory
-from secateur.export.onnx import PACKAGES, write_onnx
+from secateur.export.onnx import PACKAGES, write_onnx_as_open_as_can_be
 from secateur.export.pt2 import export_program
 from secateur.measure import Latency, Measurement, measure, onnx_latency, slower_than_dense
 from secateur.report.numbers import milliseconds, percent, short
@@ -84,7 +84,7 @@ def _in_onnx_runtime(found: Study, small: Path, timing: Timing) -> tuple[Timed, 
 
 def _export(found: Study, path: Path) -> str | None:
     try:
-        return write_onnx(export_program(found.model, found.capture.args, found.capture.kwargs), path)
+        return write_onnx_as_open_as_can_be(export_program(found.model, found.capture.args, found.capture.kwargs), path)[0]
     except CaptureError as error:
         return str(error)
 

@@ -13,6 +13,7 @@ from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Destination, command_line
 from secateur.cli.progress import working
+from secateur.export import read_directory
 from secateur.measure import Latency, compare_latency, slower_than_dense
 from secateur.pipeline import apply, recovering
 from secateur.plan import Plan
@@ -86,4 +87,6 @@ def saved(result: Result, destination: Destination) -> Answer:
     told = json.loads(json_report(result, command=command_line()))
     where = Text(f"Saved in {path}; the report is {path / 'report.html'}")
     more = [Text(f"Saved with a config for from_pretrained in {path / PRETRAINED}")] if described else []
-    return Answer([console_report(result), where, *more], told | {"directory": str(path)})
+    left_out = dict(read_directory(path).left_out)
+    more += [Text(f"{name} was left out: {reason}") for name, reason in left_out.items()]
+    return Answer([console_report(result), where, *more], told | {"directory": str(path), "left_out": left_out})

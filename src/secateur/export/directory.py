@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from secateur.capture.leaves import Leaves
 from secateur.capture.trees import input_names
 from secateur.errors import CaptureError, FileError, PlanError
 from secateur.export.inputs import read_inputs, write_inputs
-from secateur.export.onnx import PortNames, can_export, write_onnx
+from secateur.export.onnx import PortNames, can_export, write_onnx_as_open_as_can_be
 from secateur.export.pt2 import Exported, export_program, write_program
 from secateur.export.saved import Saved
 from secateur.export.tensors import write_weights
@@ -92,12 +92,14 @@ def save_directory(
         write_weights(result.model, fresh / WEIGHTS)
         _note(left_out, INPUTS, write_inputs(result.args, result.kwargs, fresh / INPUTS))
         exported = _write_program(result, fresh / PROGRAM, left_out)
+        notes: tuple[str, ...] = ()
         if wanted:
-            reason = left_out[PROGRAM] if exported is None else write_onnx(exported, fresh / ONNX, names=names)
+            absent = left_out.get(PROGRAM), ()
+            reason, notes = absent if exported is None else write_onnx_as_open_as_can_be(exported, fresh / ONNX, names=names)
             _note(left_out, ONNX, reason)
         elif onnx is None:
             left_out[ONNX] = "the extra 'onnx' is not installed"
-        (fresh / PLAN).write_text(_described(result, exported, left_out), encoding="utf-8")
+        (fresh / PLAN).write_text(_described(result, exported, notes, left_out), encoding="utf-8")
         for name, text in (reports or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
     return Path(path)
@@ -118,7 +120,7 @@ def _note(left_out: dict[str, str], name: str, reason: str | None) -> None:
         left_out[name] = reason
 
 
-def _described(result: Saved, exported: Exported | None, left_out: Mapping[str, str]) -> str:
+def _described(result: Saved, exported: Exported | None, notes: Sequence[str], left_out: Mapping[str, str]) -> str:
     kind = type(result.model)
     described = {
         "format": FORMAT,
@@ -132,7 +134,7 @@ def _described(result: Saved, exported: Exported | None, left_out: Mapping[str, 
         "inputs": _input_facts(result),
         "open_sizes": {} if exported is None else exported.open_dims,
         "recovered": list(result.recovered),
-        "notes": [*result.notes, *(() if exported is None else exported.notes)],
+        "notes": [*result.notes, *(() if exported is None else exported.notes), *notes],
         "left_out": left_out,
     }
     return json.dumps(described, indent=1) + "\n"

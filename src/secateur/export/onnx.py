@@ -19,7 +19,7 @@ from secateur.capture.export import tensor_inputs
 from secateur.capture.onnx import Session, compare
 from secateur.errors import CaptureError, FileError, MissingExtraError
 from secateur.export.canonical import canonical_program
-from secateur.export.pt2 import Exported, first_line, quietly
+from secateur.export.pt2 import Exported, first_line, quietly, with_open_batch
 from secateur.rewrite import random_like
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -61,6 +61,20 @@ def write_onnx(exported: Exported, path: Path, *, names: PortNames | None = None
         else:
             return None
     return "; ".join(reasons)
+
+
+def write_onnx_as_open_as_can_be(exported: Exported, path: Path, *, names: PortNames | None = None) -> tuple[str | None, tuple[str, ...]]:
+    """Write an ONNX file as :func:`write_onnx` does, with only the batch size open where no other file is right.
+
+    Returns why there is none, and what is to be said of the file.
+    """
+    reason = write_onnx(exported, path, names=names)
+    if reason is None:
+        return None, ()
+    closed = with_open_batch(exported)
+    if closed is None or write_onnx(closed, path, names=names) is not None:
+        return reason, ()
+    return None, (f"{path.name} takes inputs of the example's sizes alone, in batches of any size; with all sizes open, {reason}",)
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -117,6 +117,22 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     raise CaptureError("; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in failures)))
 
 
+def with_open_batch(exported: Exported) -> Exported | None:
+    """The same program with no size open but the batch's; none where no other is open."""
+    if not any(dim for dims in exported.open_dims.values() for dim in dims):
+        return None
+    alike = tuple(flat for flat in exported.inputs if _without_batch(flat) == _without_batch(exported.inputs[0]))
+    flat = next((each for each in alike if all(x.shape[0] > 1 for x in tensors_of(each) if x.dim())), alike[0])
+    module, spec = exported.program.module(check_guards=False), exported.program.call_spec.in_spec
+    tensors = tensors_of(flat)
+    program = _traced(module, _Example(module, flat, spec), tensors, _sizes(tensors, []))
+    return Exported(program, alike, {name: dims for name, dims in open_dims(program).items() if dims}, exported.notes)
+
+
+def _without_batch(flat: list[Any]) -> list[tuple[int, ...]]:
+    return [tuple(x.shape[1:]) for x in tensors_of(flat)]
+
+
 def write_program(program: ExportedProgram, path: Path) -> str | None:
     """Write an exported program without its example inputs, which torch would pickle; returns why not if torch cannot store it."""
     kept, program.example_inputs = program.example_inputs, None

@@ -110,6 +110,7 @@ CASES = [
     Case("neighbouring_channels", cv.NeighbouringChannels, PIXELS),
     Case("channel_shuffle", cv.ChannelShuffle, PIXELS),
     Case("shuffle_layer", cv.ShuffleLayer, PIXELS, heads=True),
+    Case("indexed_channels", cv.IndexedChannels, PIXELS),
     Case("pixel_shuffle", cv.PixelShuffle, PIXELS),
     Case("flatten", cv.Flatten, PIXELS),
     Case("group_norm", cv.GroupNormed, PIXELS, heads=True),

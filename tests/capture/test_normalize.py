@@ -406,6 +406,27 @@ def test_torchs_own_shuffle_becomes_the_same_selection(way: str) -> None:
     assert count(normal) == {aten.conv2d.default: 2, aten.index_select.default: 1}
 
 
+class Picked(nn.Module):
+    """Positions of a known table, of a table that is an input, of two dimensions at once, and rows of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.fc = nn.Parameter(torch.randn(4, 3)), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        known, x = torch.tensor([1, -1]), self.fc(x)
+        return x[:, known], x[:, table], x[known, known], self.rows[known]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_indexing_of_one_dimension_by_a_known_table_becomes_a_selection(way: str) -> None:
+    normal = normalize(WAYS[way](Picked().eval(), (torch.randn(4, 3), torch.tensor([0, 2]))))
+    (selection,) = [node for node in normal.graph.nodes if node.target is aten.index_select.default]
+    assert selection.args[1] == 1
+    assert normal.leaf(selection.args[2].target).tolist() == [1, 4]
+    assert count(normal)[aten.index.Tensor] == 3
+
+
 def test_windows_are_no_shuffle() -> None:
     assert aten.index_select.default not in count(normalized("windows"))
 

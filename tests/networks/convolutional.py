@@ -233,6 +233,20 @@ class ShuffleLayer(nn.Module):
         return self.head(self.second(self.shuffle(self.first(self.stem(x)))))
 
 
+class IndexedChannels(nn.Module):
+    """Channels in an order told by a buffer, some of them by numbers, counted from the end too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = conv(3, 8), conv(8, 8, 1), Head(9)
+        self.register_buffer("order", torch.tensor([3, 0, 7, 5, 1, 2, 6, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.last(x[:, self.order]) + x
+        return self.head(x[:, [0, 5, -1, 2, -7, 3, 2, 4, 6]])
+
+
 class PixelShuffle(nn.Module):
     """Channels that become pixels, and pixels that become channels."""
 

@@ -129,6 +129,26 @@ def test_a_state_dict_of_one_outcome_has_the_names_of_the_users(name: str, prefe
     assert set(halved(model, case.inputs(), prefer).model.state_dict()) == set(model.state_dict())
 
 
+class Passing(nn.Module):
+    """A buffer that is no part of the state, and a tensor that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("shift", torch.rand(8), persistent=False)
+        self.scale = torch.rand(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x) + self.shift) * self.scale)
+
+
+def test_buffers_that_are_no_part_of_the_state_stay_so() -> None:
+    model = Passing()
+    result = halved(model, torch.randn(2, 3), "graph").model
+    assert set(result.state_dict()) == set(model.state_dict())
+    assert "shift" in dict(result.named_buffers())
+
+
 class Spare(nn.Module):
     """A layer, a buffer and a name that forward never reads."""
 

@@ -41,12 +41,13 @@ def rewrite_graph(cut: Cut, *, values: bool = True) -> fx.GraphModule:
 
 def _leaves(capture: Capture, slices: Slices, values: bool) -> nn.Module:
     """Every tensor that the graph reads, cut down, under its own name."""
-    root = nn.Module()
+    root, stored = nn.Module(), capture.model.state_dict(keep_vars=True).keys()
     for node in capture.graph.nodes:
         if node.op == "get_attr":
             leaf = capture.leaf(str(node.target))
+            names = capture.tied.get(str(node.target), (str(node.target),))
             tensor = leaf if values or not isinstance(leaf, nn.Parameter) else nn.Parameter(leaf.to("meta"), leaf.requires_grad)
-            put(root, str(node.target), smaller(tensor, str(node.target), slices))
+            put(root, str(node.target), smaller(tensor, str(node.target), slices), persistent=not stored.isdisjoint(names))
     return root
 
 
@@ -59,8 +60,8 @@ def smaller(tensor: Tensor, name: str, slices: Slices) -> Tensor:
     return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
-def put(root: nn.Module, name: str, value: Tensor | nn.Module) -> None:
-    """Register a tensor or module under a dotted name, making plain modules on the way."""
+def put(root: nn.Module, name: str, value: Tensor | nn.Module, *, persistent: bool = True) -> None:
+    """Register a tensor or module under a dotted name, making plain modules on the way; a buffer is part of the state if ``persistent``."""
     *path, last = name.split(".")
     owner = root
     for part in path:
@@ -72,7 +73,7 @@ def put(root: nn.Module, name: str, value: Tensor | nn.Module) -> None:
     elif isinstance(value, nn.Module):
         owner.add_module(last, value)
     elif last not in owner._buffers:
-        owner.register_buffer(last, value)
+        owner.register_buffer(last, value, persistent=persistent)
 
 
 def _changes(cut: Cut, node: fx.Node) -> bool:

@@ -7,25 +7,42 @@ from itertools import chain
 import torch
 from torch import fx
 
-from secateur.capture.normalize.edit import arguments, aten, emit, is_call, leaf, operands, shape, symbolic, unused_name
+from secateur.capture.normalize.edit import arguments, aten, emit, fact, is_call, leaf, operands, shape, symbolic, unused_name
 
 
 def select_shuffles(program: fx.GraphModule) -> None:
-    """Turn what reorders one dimension (a channel shuffle, or reshape, permute, reshape) into ``index_select`` with a stored index."""
+    """Turn what reorders one dimension into ``index_select`` with a stored index.
+
+    That is a channel shuffle, or reshape, permute, reshape, or advanced indexing of one dimension by a known table.
+    """
     for node in list(program.graph.nodes):
         if (found := _shuffle(node)) is not None:
             source, dim, order = found
-            if order.equal(torch.arange(len(order))):
+            if order.equal(torch.arange(shape(source)[dim])):
                 node.replace_all_uses_with(source)
             else:
                 index = leaf(program, unused_name(program, "_permutation_0"), order.to(_device(program)), node)
                 node.replace_all_uses_with(emit(node, aten.index_select.default, source, dim, index, like=node))
 
 
+def _looked_up(node: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
+    """What is indexed along one dimension alone by a table whose numbers no input has a say in."""
+    source, indices = operands(node)
+    ((dim, index), *others) = [(dim, index) for dim, index in enumerate(indices) if index is not None] or [(0, None)]
+    if others or index is None or source.op == "get_attr" or symbolic(source, dim):
+        return None
+    value = fact(index).value
+    if value is None or value.dim() != 1 or value.dtype not in (torch.int32, torch.int64):
+        return None
+    return source, dim, value.long().cpu() % shape(source)[dim]
+
+
 def _shuffle(node: fx.Node) -> tuple[fx.Node, int, torch.Tensor] | None:
     """What is shuffled, along which dimension, and the order in which it is read."""
     if is_call(node, aten.channel_shuffle.default, aten.native_channel_shuffle.default):
         return _dealt(node)
+    if is_call(node, aten.index.Tensor):
+        return _looked_up(node)
     return _turned(node) if is_call(node, aten.reshape.default) else None
 
 

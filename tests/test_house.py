@@ -14,8 +14,8 @@ import secateur
 
 ROOT = Path(__file__).parent.parent / "src" / "secateur"
 SENTENCE = (
-    *("errors", "plan", "capture", "groups", "score", "allocate", "decompose", "rewrite", "recover", "measure", "layers", "target"),
-    *("export", "pretrained", "report", "result", "tune", "study", "pipeline", "sweep", "iterative", "cli"),
+    *("errors", "files", "plan", "capture", "groups", "score", "allocate", "decompose", "rewrite", "recover", "measure", "layers"),
+    *("target", "export", "pretrained", "report", "result", "tune", "study", "pipeline", "sweep", "iterative", "cli"),
 )
 LONGEST_FUNCTION = 60
 ARCHITECTURES = frozenset(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.errors import FileError, PlanError, SelectionError
+from secateur.files import replace_file
 
 FORMAT = "secateur-plan/1"
 FILE = "plan.json"
@@ -202,7 +202,10 @@ class Plan:
         target = Path(path)
         if target.exists() and not force:
             raise FileError(f"{target} exists already; choose another path, or force overwriting it.")
-        _write_whole(target, self.to_json())
+        try:
+            replace_file(target, self.to_json())
+        except OSError as error:
+            raise FileError(f"Cannot write the plan to {target}: {error}.") from error
         return target
 
     @classmethod
@@ -326,20 +329,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) < len(pairs):
         raise PlanError("The plan names a field twice.")
     return out
-
-
-def _write_whole(target: Path, text: str) -> None:
-    aside = None
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False, encoding="utf-8") as file:
-            aside = file.name
-            file.write(text)
-        os.replace(aside, target)
-    except OSError as error:
-        if aside is not None:
-            with suppress(OSError):
-                os.unlink(aside)
-        raise FileError(f"Cannot write the plan to {target}: {error}.") from error
 
 
 def _row(edit: Edit) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from secateur.files import replace_file
 from secateur.measure.latency import torch_threads
 from secateur.measure.operation import Operation
 from secateur.score.progress import with_progress
@@ -164,6 +164,7 @@ class LayerTimes:
         del self.notes[noted:]
         content = {"format": FORMAT, "machine": asdict(self.timer.machine), "milliseconds": times}
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, json.dumps(content, indent=0))
         except OSError as error:
             self.notes.append(f"layer times are not kept: {self.path} cannot be written ({error.strerror})")
@@ -174,18 +175,6 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where a user's caches go, in a folder of our own: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
     base = environment.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "secateur" / "layer-times"
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it meanwhile sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    try:
-        Path(file.name).replace(path)
-    except OSError:
-        Path(file.name).unlink(missing_ok=True)
-        raise
 
 
 def processor_name() -> str:

@@ -9,7 +9,8 @@ Every figure goes as one JSON line into benchmarks/results/accuracy.jsonl; figur
 are never test samples. Channels are cut everywhere, the residual stream included, at the same ratio in each layer, or where a way says so
 by one ranking of all, or by loss for each multiply-add (knapsack). torch-pruning takes the magnitudes of groups, at the same ratio in
 each layer; on ResNet-56 it leaves the stream alone, since it fails where shortcuts pad channels. MiniLM's stream is its output, which
-nobody cuts. Two ways are what "compress" takes by itself, with data and without.
+nobody cuts. Two ways are what "compress" takes by itself, with data and without: widths are multiples of 8, of 4 or 2 in narrow layers.
+Both stand there once more with any widths, as all other ways have them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secateur as sc
+from secateur.study.suited import suited
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.jsonl"
 SHARES = (0.8, 0.65, 0.5, 0.35)
@@ -75,6 +77,31 @@ class Way:
     allocator: Any = None
     """Each layer loses the same ratio by default; other allocators compare the scores as they are."""
 
+    def plan(self, study: sc.Study, task: Task, target: sc.Target, scores: dict[str, Any]) -> sc.Plan:
+        """The plan for a target; what is known for all targets is kept among the scores."""
+        options = sc.Options() if self.allocator is None else sc.Options(layer_norm="none")
+        key = f"{self.criterion} {options}"
+        if key not in scores:
+            scores[key] = study.scores(self.criterion, data=task.calibration, options=options, samples=None)
+        return study.plan(self.criterion, scores=scores[key], target=target, allocator=self.allocator, options=options)
+
+
+@dataclass(frozen=True)
+class Compress:
+    """What is chosen where nobody names anything."""
+
+    name: str
+    recover: Any
+    data: bool
+    step_size: int | None = None
+
+    def plan(self, study: sc.Study, task: Task, target: sc.Target, scores: dict[str, Any]) -> sc.Plan:
+        """As for other ways."""
+        if self.name not in scores:
+            data, options = task.calibration if self.data else None, sc.Options(step_size=self.step_size)
+            scores[self.name] = suited(study, target=target, data=data, options=options, samples=None)
+        return scores[self.name].plan(study, target=target)
+
 
 WAYS = (
     Way("L2", sc.L2(), sc.Nothing()),
@@ -86,11 +113,13 @@ WAYS = (
     Way("OBS, ranked + refit", sc.OBS(), sc.Refit(samples=None), sc.GlobalRank()),
     Way("Taylor, ranked + refit", sc.Taylor(), sc.Refit(samples=None), sc.GlobalRank()),
     Way("Taylor, knapsack + refit", sc.Taylor(), sc.Refit(samples=None), sc.Knapsack()),
-    Way("compress with data: OBS, knapsack + refit", sc.OBS(), sc.Refit(samples=None), sc.Knapsack()),
+    Compress("compress with data: OBS, knapsack + refit", sc.Standard(samples=None), data=True),
+    Compress("compress with data, any widths", sc.Standard(samples=None), data=True, step_size=1),
     Way("group norm, ranked", sc.GroupNorm(), sc.Nothing(), sc.GlobalRank()),
     Way("group norm, ranked + means", sc.GroupNorm(), sc.FoldMeans(variances=False), sc.GlobalRank()),
     Way("signal, ranked + means", sc.Signal(), sc.FoldMeans(variances=False), sc.GlobalRank()),
-    Way("compress without data: signal, ranked + means and variances", sc.Signal(), sc.FoldMeans(), sc.GlobalRank()),
+    Compress("compress without data: signal, ranked + means and variances", sc.FoldMeans(), data=False),
+    Compress("compress without data, any widths", sc.FoldMeans(), data=False, step_size=1),
     Way("group norm, ranked + batch norm", sc.GroupNorm(), sc.BatchNorm(samples=None), sc.GlobalRank()),
 )
 THEIRS = ("torch-pruning", "torch-pruning + batch norm")
@@ -229,14 +258,10 @@ def _embedded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
 # What is measured.
 
 
-def ours(task: Task, way: Way, share: float, scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def ours(task: Task, way: Way | Compress, share: float, scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
     study = scores.setdefault("study", None) or sc.study(task.model, _as_inputs(task.inputs))
     scores["study"] = study
-    options = sc.Options() if way.allocator is None else sc.Options(layer_norm="none")
-    key = f"{way.criterion} {options}"
-    if key not in scores:
-        scores[key] = study.scores(way.criterion, data=task.calibration, options=options, samples=None)
-    plan = study.plan(way.criterion, scores=scores[key], target=sc.Target(macs=share), allocator=way.allocator, options=options)
+    plan = way.plan(study, task, sc.Target(macs=share), scores)
     result = sc.apply(study, plan)
     start = time.perf_counter()
     way.recover(result.model, study.cut(plan), task.calibration)

@@ -20,6 +20,8 @@ import time
 from typing import Any
 
 MODELS = ("resnet50", "deit_base")
+TOGETHER = 8
+"""Images in a batch: those of the example inputs, since a graph runs at the size that it was captured with."""
 
 
 def build(name: str) -> Any:
@@ -48,7 +50,7 @@ def once(name: str, samples: int, *, profile: bool) -> dict[str, Any]:
     import secateur as sc
 
     model, images = build(name), torch.randn(samples, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    study = sc.study(model, images[:1])
+    study = sc.study(model, images[:TOGETHER])
     plan = study.plan(sc.L2(), target=sc.Target(macs=0.5))
     result = sc.apply(study, plan)
     before, watch = peak_gib(), cProfile.Profile()

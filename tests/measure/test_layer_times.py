@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.measure import EagerTimer, LayerTimes, Machine, Operation
+from secateur.measure import EagerTimer, LayerTimes, Machine, Operation, Repeats
 from secateur.measure.layer_times import FORMAT, cache_folder
 from secateur.study import study
 
@@ -112,17 +112,19 @@ def test_the_cache_is_where_the_user_has_caches(tmp_path: Path) -> None:
     assert cache_folder({}) == Path.home() / ".cache" / "secateur" / "layer-times"
 
 
-def test_the_fastest_call_counts(linear: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EagerTimer, "_seconds", lambda *_: [0.004, 0.002, 0.9])
-    assert EagerTimer()(linear) == 2.0
+def test_the_fastest_call_counts(linear: Operation) -> None:
+    times = iter([0.0, 0.0, 0.004, 0.010, 0.012, 0.100, 1.0])  # the end of the budget, and two ticks a call
+    assert EagerTimer(repeats=Repeats(lambda: next(times), repeats=3, budget_s=-1))(linear) == pytest.approx(4.0)
+    times = iter([0.0, 0.0, 0.004, 0.1, 0.010, 0.012, 0.1, 0.1, 0.2])
+    assert EagerTimer(repeats=Repeats(lambda: next(times), repeats=3, budget_s=1))(linear) == pytest.approx(2.0)
 
 
-def test_calls_end_with_the_budget_but_not_before_a_third(linear: Operation) -> None:
-    ticks = count()
-    timer = EagerTimer(repeats=15, budget_s=8.0, clock=lambda: float(next(ticks)))
-    args, kwargs = linear.arguments(torch.device("cpu"))
-    assert len(timer._seconds(linear, args, kwargs)) == 5
-    assert len(EagerTimer(repeats=15, budget_s=1e9)._seconds(linear, args, kwargs)) == 15
+def test_calls_end_with_the_budget_but_not_before_a_third() -> None:
+    ticks, calls = count(), []
+    Repeats(lambda: float(next(ticks)), warmup=2, repeats=15, budget_s=8.0).fastest_ms(lambda: calls.append(1))
+    assert len(calls) == 2 + 5
+    Repeats(warmup=2, repeats=15, budget_s=1e9).fastest_ms(lambda: calls.append(1))
+    assert len(calls) == 2 + 5 + 2 + 15
 
 
 def test_an_operator_that_does_not_run_has_no_time(linear: Operation) -> None:

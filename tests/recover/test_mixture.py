@@ -30,4 +30,4 @@ def test_it_computes_what_the_matrix_does(matrix: Tensor) -> None:
 
 
 def test_heads_of_one_shape_are_one_block() -> None:
-    assert [entries.shape for _, _, entries in Mixture.of(heads((2, 3), (2, 3), (1, 4))).blocks] == [(1, 1, 4), (2, 2, 3)]
+    assert [entries.shape for _, entries in Mixture.of(heads((2, 3), (2, 3), (1, 4))).blocks] == [(1, 1, 4), (2, 2, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -14,9 +15,10 @@ from torch import nn
 from cases import CASES, studied
 from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Knapsack, Options
 from secateur.errors import SelectionError
-from secateur.measure import Latency, LayerTimes
+from secateur.measure import Latency, LayerTimes, OnnxTimer
 from secateur.pipeline import apply
 from secateur.plan import Plan
+from secateur.rewrite import draft
 from secateur.score import GroupNorm, Random
 from secateur.study import Study, study
 from secateur.target import Candidates, Forecast, Stopwatch, Target, reach, remaining
@@ -37,6 +39,14 @@ def deep(width: int = 16, depth: int = 10) -> Study:
 def test_a_target_is_one_fraction(given: dict[str, float]) -> None:
     with pytest.raises(SelectionError, match="one of macs, parameters and latency"):
         Target(**given)
+
+
+def test_a_runtime_is_one_of_two_and_goes_with_a_latency() -> None:
+    assert repr(Target(latency=0.5, runtime="onnx")) == "Target(latency=0.5, runtime='onnx')"
+    with pytest.raises(SelectionError, match="matters for a latency alone"):
+        Target(macs=0.5, runtime="onnx")
+    with pytest.raises(SelectionError, match="must be one of torch, onnx"):
+        Target(latency=0.5, runtime="tvm")  # type: ignore[arg-type]
 
 
 def test_a_target_says_what_it_is_of() -> None:
@@ -168,7 +178,7 @@ def latency(median: float) -> Latency:
 
 def reached(stairs: Stairs, target: float, monkeypatch: pytest.MonkeyPatch, allocator: Allocator | None = None) -> tuple[float, Plan]:
     """The share of parameters that is left, and the plan."""
-    monkeypatch.setattr("secateur.target.search.Stopwatch", lambda: Stopwatch(compare=stairs))
+    monkeypatch.setattr(Stopwatch, "of", lambda runtime: Stopwatch(compare=stairs))
     monkeypatch.setattr(import_module("secateur.study.study"), "LayerTimes", lambda timer: LayerTimes(Elements(), folder=None))
     found = deep(depth=3)
     options = Options(layer_norm="none")
@@ -196,6 +206,30 @@ def test_a_prediction_that_is_off_is_corrected_by_what_was_measured(monkeypatch:
     assert 0.57 <= told["measured_ms"]["compressed"] / told["measured_ms"]["dense"] <= 0.6
     assert told["predicted_ms"]["compressed"] / told["predicted_ms"]["dense"] < 0.55
     assert told["tried"] > 1
+
+
+def test_a_latency_may_be_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(import_module("secateur.study.study"), "LayerTimes", lambda timer: timers.append(timer) or LayerTimes(timer, None))
+    timers: list[object] = []
+    found = deep(width=8, depth=1)
+    target = Target(latency=0.95, runtime="onnx")
+    monkeypatch.setattr("secateur.target.latency.NEAR", 0.99)  # whatever measures within the target will do
+    monkeypatch.setattr(Stopwatch, "__call__", lambda self, cut, **_: timed_once(self, cut))
+    plan = found.plan(target=target, options=Options(layer_norm="none"))
+    assert isinstance(timers[0], OnnxTimer)
+    told = plan.settings["latency"]
+    assert told["conditions"]["runtime"].startswith("onnxruntime ")
+    assert min(told["predicted_ms"].values()) > 0
+
+
+def timed_once(stopwatch: Stopwatch, cut: Any) -> Timed:
+    """Models run, but what is told of the smaller one is that it takes half of the time."""
+    source = cut.solution.walk.capture
+    found = stopwatch.compare({"dense": source.model, "compressed": draft(cut)}, source.args, source.kwargs, warmup=1, repeats=2)
+    half = {name: getattr(found["dense"], name) / 2 for name in ("median_ms", "lower_ms", "upper_ms", "fastest_ms")}
+    return Timed(found["dense"], replace(found["compressed"], **half))
 
 
 class Straight:

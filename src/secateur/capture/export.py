@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +18,7 @@ from secateur.capture.execution import plain_execution
 from secateur.capture.flat import PREFIX, FlatModel, flatten_inputs, tensors_of
 from secateur.capture.leaves import Leaves
 from secateur.capture.limit import time_limit
+from secateur.capture.quietly import quietly
 from secateur.capture.sizes import Place, open_sizes
 from secateur.capture.transcribe import Transcript
 from secateur.capture.trees import input_names
@@ -109,24 +107,11 @@ def _stored(spec: InputSpec, traced: torch.export.ExportedProgram, transcript: T
 def _traced(run: FlatModel, attempt: _Attempt) -> torch.export.ExportedProgram:
     shapes = None if attempt.sizes is None else (attempt.sizes,)
     limit = time_limit(attempt.seconds) if math.isfinite(attempt.seconds) else nullcontext()
-    with _quietly(), untouched(run, attempt.tensors), plain_execution(run, attempt.tensors), limit:
+    with quietly(), untouched(run, attempt.tensors), plain_execution(run, attempt.tensors), limit:
         traced = torch.export.export(run, tuple(attempt.tensors), dynamic_shapes=shapes, strict=False)
     if attempt.needs_batch and not any(0 in dims for dims in _open_dims(traced)):
         raise CaptureError("the model fixes the batch size")
     return traced
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep torch's remarks off the screen; what made an attempt fail is told by its exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _attempts(run: FlatModel, tensors: list[Tensor], places: Sequence[Place], *, dynamic: bool) -> Iterator[_Attempt]:

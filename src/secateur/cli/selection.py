@@ -16,7 +16,7 @@ from secateur.plan import Plan
 from secateur.score import Scorer
 from secateur.study import Study
 from secateur.study.suited import suited
-from secateur.target import Target
+from secateur.target import Runtime, Target
 
 T = TypeVar("T")
 
@@ -49,6 +49,8 @@ class Selection:
     """The fraction of the parameters that may remain; the ratio is found."""
     target_latency: float | None = None
     """The fraction of the latency that may remain; found by the times of single layers, then by smaller models beside the dense one."""
+    target_runtime: Runtime = "torch"
+    """What runs the model that --target-latency is of: torch, or ONNX Runtime on the CPU (extra onnx)."""
     exclude: tuple[str, ...] = field(default=(), metadata=option(metavar="NAME"))
     """A layer, or a glob, to leave as it is on both sides; may be repeated."""
 
@@ -62,7 +64,7 @@ class Selection:
         """What may remain, if that was given."""
         if self.target_macs is None and self.target_params is None and self.target_latency is None:
             return None
-        return Target(macs=self.target_macs, parameters=self.target_params, latency=self.target_latency)
+        return Target(self.target_macs, self.target_params, self.target_latency, self.target_runtime)
 
     def plan(
         self, found: Study, criterion: Scorer | None, allocator: Allocator | None, options: Options | None, calibration: Calibration

@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from secateur.capture.export import tensor_inputs
 from secateur.capture.onnx import Session, compare
+from secateur.capture.quietly import quietly
 from secateur.errors import CaptureError, FileError, MissingExtraError
 from secateur.export.canonical import canonical_program
-from secateur.export.pt2 import Exported, first_line, quietly, with_open_batch
+from secateur.export.pt2 import Exported, first_line, with_open_batch
 from secateur.rewrite import random_like
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import logging
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from torch.utils import _pytree as pytree
 from secateur.capture.execution import plain_execution
 from secateur.capture.export import open_dims
 from secateur.capture.flat import FlatModel, flatten_inputs, tensors_of
+from secateur.capture.quietly import quietly
 from secateur.capture.sizes import open_sizes
 from secateur.capture.states import starts_from_inputs
 from secateur.capture.trees import copied, flatten_outputs
@@ -190,19 +188,6 @@ def read_program(path: Path, *, trust_pickle: bool = False) -> ExportedProgram:
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep torch's remarks off the screen; what went wrong is told by exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _attempts(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -46,6 +46,41 @@ class Timer(Protocol):
     def __call__(self, operation: Operation) -> float | None: ...
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """A timer that does for many operators at once what each of them needs before it can be timed."""
+
+    def prepared(self, operations: Sequence[Operation]) -> Timer:
+        """A timer of these operators."""
+        ...
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often an operator is called: so many calls are timed after others to warm up."""
+
+    clock: Callable[[], float] = time.perf_counter
+    warmup: int = 3
+    repeats: int = 15
+    budget_s: float = 0.03
+    """Stop before so many repeats, but not before a third of them, once they have taken so long."""
+
+    def fastest_ms(self, call: Callable[[], object]) -> float:
+        """Milliseconds of the fastest call."""
+        for _ in range(self.warmup):
+            call()
+        return 1e3 * min(self._seconds(call))
+
+    def _seconds(self, call: Callable[[], object]) -> list[float]:
+        end = self.clock() + self.budget_s
+        found: list[float] = []
+        while len(found) < self.repeats and (len(found) < self.repeats // 3 or self.clock() < end):
+            begin = self.clock()
+            call()
+            found.append(self.clock() - begin)
+        return found
+
+
 @dataclass(frozen=True)
 class EagerTimer:
     """Times operators as torch runs them one by one: the fastest of some calls after others to warm up.
@@ -55,11 +90,7 @@ class EagerTimer:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int | None = None
-    warmup: int = 3
-    repeats: int = 15
-    budget_s: float = 0.03
-    """Stop before so many repeats, but not before a third of them, once they have taken so long."""
-    clock: Callable[[], float] = time.perf_counter
+    repeats: Repeats = field(default_factory=Repeats)
 
     @property
     def machine(self) -> Machine:
@@ -72,26 +103,16 @@ class EagerTimer:
         """Milliseconds of the fastest call; ``None`` for an operator that does not run on made-up values."""
         with torch.random.fork_rng(devices=[]), torch_threads(self.threads):
             args, kwargs = operation.arguments(self.device)
+
+            def call() -> None:
+                operation.target(*args, **kwargs)
+                if self.device.type != "cpu":
+                    torch.accelerator.synchronize(self.device)
+
             try:
-                for _ in range(self.warmup):
-                    self._once(operation, args, kwargs)
+                return self.repeats.fastest_ms(call)
             except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
                 return None
-            return 1e3 * min(self._seconds(operation, args, kwargs))
-
-    def _seconds(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
-        end = self.clock() + self.budget_s
-        found: list[float] = []
-        while len(found) < self.repeats and (len(found) < self.repeats // 3 or self.clock() < end):
-            found.append(self._once(operation, args, kwargs))
-        return found
-
-    def _once(self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        begin = self.clock()
-        operation.target(*args, **kwargs)
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return self.clock() - begin
 
 
 @dataclass(eq=False)
@@ -131,8 +152,9 @@ class LayerTimes:
         if self._kept is None:
             self._kept = self._read()
         missing = [each for each in operations if each.key not in self._kept]
+        timer = self.timer.prepared(missing) if isinstance(self.timer, Preparing) else self.timer
         for each in with_progress(missing, "Timing layers at several widths", len(missing)):
-            self._kept[each.key] = self.timer(each)
+            self._kept[each.key] = timer(each)
         if missing:
             self.measured += len(missing)
             self._write()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,8 @@ class Shaped:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    stored: bool = field(default=False, compare=False)
+    """Whether it is a weight, or another tensor that a model holds."""
 
     def tensor(self, device: torch.device) -> Tensor:
         """A tensor of this shape that any operator takes: between 0 and 1, index 0, or true."""
@@ -94,7 +96,8 @@ class _Plain(str):
 
 def _shaped(leaf: Any) -> Any:
     fact = leaf.meta.get("fact") if isinstance(leaf, fx.Node) else leaf
-    return Shaped(tuple(fact.shape), fact.dtype) if isinstance(fact, Fact) else fact
+    stored = isinstance(leaf, fx.Node) and leaf.op == "get_attr"
+    return Shaped(tuple(fact.shape), fact.dtype, stored) if isinstance(fact, Fact) else fact
 
 
 def _numbers(leaf: Any) -> tuple[int, ...]:
@@ -105,7 +108,7 @@ def _numbers(leaf: Any) -> tuple[int, ...]:
 
 def _renumbered(leaf: Any, rest: Iterator[int]) -> Any:
     if isinstance(leaf, Shaped):
-        return Shaped(tuple(next(rest) for _ in leaf.shape), leaf.dtype)
+        return replace(leaf, shape=tuple(next(rest) for _ in leaf.shape))
     return next(rest) if _is_number(leaf) else leaf
 
 

@@ -13,7 +13,6 @@ from secateur.decompose.linalg import symmetric_root
 from secateur.errors import SelectionError
 from secateur.groups.fields import Labels
 from secateur.recover.heads import Mixing, Product, mixing, name_of, query_key
-from secateur.recover.pairs import FEWEST
 from secateur.recover.readers import readers, shape
 from secateur.recover.recovery import Change, Recovered, write_back
 from secateur.recover.rotated import Rotated
@@ -24,6 +23,8 @@ from secateur.score.products import product_at
 from secateur.score.ranks import check_samples, counted_before
 
 Basis = Literal["best", "kept"]
+FEWEST = 1 << 12
+"""Tokens of each head up to which none are left out."""
 FLOOR = 1e-6
 """Directions in which activations vary less than this share of the mean count as that."""
 
@@ -64,7 +65,7 @@ class Attention:
     samples: int | None = 256
     """Use so many samples at most."""
     evidence: int | None = 32
-    """Look at so many tokens of a head for each of its neurons, and 16,384 in all, where there are more: at some batches only. At all if
+    """Look at so many tokens of a head for each of its neurons, and 4,096 in all, where there are more: at some batches only. At all if
     ``None``."""
 
     def __call__(self, model: nn.Module, cut: Cut, data: Data | None = None) -> Recovered:

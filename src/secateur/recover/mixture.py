@@ -18,9 +18,10 @@ class Mixture:
     tensor([3., 5., 7.])
     """
 
-    size: int
-    blocks: Sequence[tuple[Tensor, Tensor, Tensor]]
-    """Rows ``(blocks, k)``, columns ``(blocks, d)`` and entries ``(blocks, k, d)`` of all blocks of one shape."""
+    blocks: Sequence[tuple[Tensor, Tensor]]
+    """Columns ``(blocks, d)`` and entries ``(blocks, k, d)`` of all blocks of one shape."""
+    order: Tensor
+    """Where each row is among those of the blocks."""
 
     @classmethod
     def of(cls, matrix: Tensor) -> Mixture:
@@ -30,18 +31,15 @@ class Mixture:
         for number, support in enumerate(supports):
             rows, columns = (inverse == number).nonzero()[:, 0], support.nonzero()[:, 0]
             found.setdefault((len(rows), len(columns)), []).append((rows, columns))
-        return cls(len(matrix), [_stacked(matrix, alike) for alike in found.values()])
+        stacked = [[torch.stack(part) for part in zip(*alike, strict=True)] for alike in found.values()]
+        order = torch.cat([rows.flatten() for rows, _ in stacked]).argsort()
+        return cls([(columns, matrix[rows[:, :, None], columns[:, None, :]]) for rows, columns in stacked], order)
 
     def __call__(self, values: Tensor) -> Tensor:
         """The product along the last dimension: ``(..., in)`` to ``(..., out)``."""
-        out = values.new_empty(*values.shape[:-1], self.size)
-        for rows, columns, entries in self.blocks:
-            taken, weights = values[..., columns.to(values.device)], entries.to(values)
-            single = columns.shape[1] == 1
-            out[..., rows.to(values.device)] = taken * weights[..., 0] if single else torch.einsum("...bd,bkd->...bk", taken, weights)
-        return out
+        found = [self._block(values[..., columns.to(values.device)], entries.to(values)) for columns, entries in self.blocks]
+        return torch.cat(found, -1).index_select(-1, self.order.to(values.device))
 
-
-def _stacked(matrix: Tensor, alike: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns = (torch.stack(parts) for parts in zip(*alike, strict=True))
-    return rows, columns, matrix[rows[:, :, None], columns[:, None, :]]
+    def _block(self, taken: Tensor, entries: Tensor) -> Tensor:
+        single = entries.shape[2] == 1
+        return (taken * entries[..., 0] if single else torch.einsum("...bd,bkd->...bk", taken, entries)).flatten(-2)

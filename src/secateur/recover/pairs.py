@@ -57,12 +57,22 @@ class Pair:
         rows = max(evidence * inputs, FEWEST)
         return replace(self, positions=-(-rows // max(samples, 1)))
 
-    def target(self, outputs: Tensor) -> Tensor:
-        """What the smaller layer should put out, from what the dense one does."""
-        if self.transform is None:
-            return self.places(outputs)
-        turned = self.transform(outputs.movedim(self.dense.channel_dim, -1))
-        return self.places.without(self.dense.channel_dim)(turned.movedim(-1, self.dense.channel_dim))
+    def target(self, outputs: Tensor, lacking: Tensor | None) -> Tensor:
+        """What the smaller layer should put out, from what the dense one does and from what a sum behind it lacks."""
+        made = self._channels(outputs.movedim(self.dense.channel_dim, -1)).movedim(-1, self.dense.channel_dim)
+        kept = self.places(made, but=self._channel_dim)
+        return kept if lacking is None else kept + lacking
+
+    def _channels(self, outputs: Tensor) -> Tensor:
+        """The channels that stay, of outputs that have them along the last dimension."""
+        if self.transform is not None:
+            return self.transform(outputs)
+        kept = self.places.kept.get(self._channel_dim)
+        return outputs if kept is None else outputs.index_select(-1, kept.to(outputs.device))
+
+    @property
+    def _channel_dim(self) -> int:
+        return self.places.rank + self.dense.channel_dim
 
     @property
     def layer(self) -> str:
@@ -81,13 +91,15 @@ class Pair:
         matrix = self.small.matrix(self.weight)
         return Sums.zeros(matrix.shape[0], matrix.shape[2], matrix.shape[1], self.weight.device)
 
-    def gather(self, rows: Rows, source: Tensor, inputs: Tensor, outputs: Tensor, number: int) -> None:
-        """Add one batch, with its number: the dense layer's inputs, the small one's, and the dense outputs that are kept."""
+    def gather(self, rows: Rows, number: int, source: Tensor, inputs: Tensor, outputs: Tensor, lacking: Tensor | None) -> None:
+        """Add one batch, with its number: the dense layer's inputs, the small one's, the dense outputs, and what a sum behind lacks."""
         if self.by_channel:
             rows.add(*self.small.points(inputs, source, self.positions, number))
             return
-        for x, y in self.small.rows(inputs, outputs, self.positions, number):
-            rows.add(x, y)
+        early = lacking is not None or self.small.groups > 1
+        wanted = self.target(outputs, lacking) if early else self.places(outputs, but=self._channel_dim)
+        for x, y in self.small.rows(inputs, wanted, self.positions, number):
+            rows.add(x, y if early else self._channels(y))
 
     def settle(self, folds: Sequence[Sums], ridge: float | None) -> Change:
         """Fit the weights of the smaller program."""
@@ -185,14 +197,11 @@ class Places:
         masks = {d: cut.along(fields, d, size) for d, size in enumerate(shape(node)) if size > 1}
         return cls({d: _positions(mask, len(mask)) for d, mask in masks.items() if not mask.all()}, len(shape(node)))
 
-    def without(self, dim: int) -> Places:
-        """All but what concerns one dimension, counted from the last."""
-        return Places({d: positions for d, positions in self.kept.items() if d != self.rank + dim}, self.rank)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """The part of a tensor that stays."""
+    def __call__(self, values: Tensor, *, but: int | None = None) -> Tensor:
+        """The part of a tensor that stays; along the dimension ``but`` all of it."""
         for dim, positions in self.kept.items():
-            values = values.index_select(dim, positions.to(values.device))
+            if dim != but:
+                values = values.index_select(dim, positions.to(values.device))
         return values
 
 

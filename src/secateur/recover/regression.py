@@ -122,8 +122,9 @@ class Moments:
         """Averages of sums; without ``centred`` the means count as zero."""
         n = max(sums.count, 1)
         x, y = (v / n if centred else torch.zeros_like(v) for v in (sums.x, sums.y))
-        xx = sums.xx / n - x.unsqueeze(-1) * x.unsqueeze(-2)
-        yx = sums.yx / n - y.unsqueeze(-1) * x.unsqueeze(-2)
+        xx, yx = (
+            torch.baddbmm(squares, v.unsqueeze(-1), x.unsqueeze(-2), beta=1 / n, alpha=-1) for squares, v in ((sums.xx, x), (sums.yx, y))
+        )
         return cls(x, y, xx, yx, sums.yy / n - y.square())
 
     def error(self, matrix: Tensor) -> float:

@@ -30,21 +30,20 @@ class Sweep:
         for number, (dense, small) in enumerate(self._open):
             runs = (dense, small) if stage.held else (dense.fork(), small.fork())
             for pair, folds in zip(stage.pairs, found, strict=True):
-                kept = self._watch(pair, *runs, folds, number)
+                outputs, lacking = self._watch(pair, *runs, folds, number)
                 if pair is not stage.pairs[-1]:
-                    runs[1].step(value=kept)
+                    runs[1].step(value=pair.target(outputs, lacking))
         return [[rows.sums().shared() for rows in folds] for folds in found]
 
-    def _watch(self, pair: Pair, dense: Steps, small: Steps, folds: Sequence[Rows], number: int) -> Tensor:
+    def _watch(self, pair: Pair, dense: Steps, small: Steps, folds: Sequence[Rows], number: int) -> tuple[Tensor, Tensor | None]:
         dense.until(pair.dense.node)
         small.until(pair.small.node)
-        source, inputs = dense.env[pair.dense.source], small.env[pair.small.source]
-        outputs = pair.target(dense.step())
-        if pair.residual is not None and (error := pair.residual.error(dense, small, pair.places)) is not None:
-            outputs = outputs + error
+        source, inputs, outputs = dense.env[pair.dense.source], small.env[pair.small.source], dense.step()
+        lacking = None if pair.residual is None else pair.residual.error(dense, small, pair.places)
         for fold, part in self._folds(number, len(outputs)):
-            pair.gather(folds[fold], source[part], inputs[part], outputs[part], self._before + number)
-        return outputs
+            rest = None if lacking is None else lacking[part]
+            pair.gather(folds[fold], self._before + number, source[part], inputs[part], outputs[part], rest)
+        return outputs, lacking
 
     def _folds(self, number: int, length: int) -> Iterator[tuple[int, slice]]:
         """Whole batches in turn, counted over all processes, or the halves of the only one; samples that fill up a batch are left out."""

@@ -21,7 +21,7 @@ from secateur.errors import SelectionError
 from secateur.groups import ChannelGroup, Solution, build_groups, solve, walk
 from secateur.groups.coverage import Coverage, coverage
 from secateur.layers import Layer, Layers
-from secateur.measure import EagerTimer, LayerTimes, count_macs
+from secateur.measure import EagerTimer, LayerTimes, OnnxTimer, count_macs
 from secateur.measure.macs import MacCount
 from secateur.plan import Edit, Fit, Plan, fingerprint
 from secateur.pretrained import uniform_ties
@@ -34,7 +34,7 @@ from secateur.study.decomposition import choose_factors
 from secateur.study.rank_budget import Budget
 from secateur.study.stages import Between, stages
 from secateur.study.wish import USUAL, Decompose, RankChoice
-from secateur.target import Candidates, PredictedLatency, Reached, Target, closest, reach
+from secateur.target import Candidates, PredictedLatency, Reached, Runtime, Target, closest, reach
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class Study:
         ties = uniform_ties(self.model, self.groups, self.capture.tied) if options.uniform else Ties()
         needed = ratio is not None or ratios or heads is not None or target is not None
         found = scores if scores is not None else self.scores(criterion, data=data, options=options, samples=samples) if needed else {}
-        price = self._priced(allocator)
+        runtime: Runtime = "torch" if target is None else target.runtime
+        price = self._priced(allocator, runtime)
         wishes: dict[str, Any] = {"ratios": ratios, "indices": indices, "heads": heads, "exclude": leave, "ties": ties}
 
         def decided(options: Options) -> Reached:
@@ -239,19 +240,25 @@ class Study:
         return Candidates(choose, partial(self._legal, asked=asked), self.cut_of, fixed)
 
     def _reached(self, target: Target, candidates: Candidates, ratio: float | None) -> Reached:
-        return reach(self._within(target), candidates, self.macs, ratio=ratio, predicted=self.predicted_latency)
+        return reach(self._within(target), candidates, self.macs, ratio=ratio, predicted=self.predicted_latency(target.runtime))
 
-    def _priced(self, allocator: Allocator | None) -> Allocator | None:
+    def _priced(self, allocator: Allocator | None, runtime: Runtime) -> Allocator | None:
         """An allocator that knows what the weights cost, if it wants to."""
         elements = {name: tensor.numel() for name, tensor in self.weights.items()}
-        return None if allocator is None else timed(priced(allocator, self.macs.by_weight, elements), self.predicted_latency)
+        return None if allocator is None else timed(priced(allocator, self.macs.by_weight, elements), self.predicted_latency(runtime))
+
+    def predicted_latency(self, runtime: Runtime = "torch") -> PredictedLatency:
+        """The latency of what a cut leaves, by the times of its operators; these are measured as they are asked for."""
+        if runtime not in self._predictions:
+            groups = [group for group in self.groups if group.prunable and group.kind == "channels"]
+            device = next((tensor.device for tensor in self.weights.values()), torch.device("cpu"))
+            timer = EagerTimer(device) if runtime == "torch" else OnnxTimer()
+            self._predictions[runtime] = PredictedLatency(groups, self.cut_of, LayerTimes(timer))
+        return self._predictions[runtime]
 
     @cached_property
-    def predicted_latency(self) -> PredictedLatency:
-        """The latency of what a cut leaves, by the times of its operators; these are measured as they are asked for."""
-        groups = [group for group in self.groups if group.prunable and group.kind == "channels"]
-        device = next((tensor.device for tensor in self.weights.values()), torch.device("cpu"))
-        return PredictedLatency(groups, self.cut_of, LayerTimes(EagerTimer(device)))
+    def _predictions(self) -> dict[Runtime, PredictedLatency]:
+        return {}
 
     def _within(self, target: Target) -> Target:
         """A target for the dense model as one for what the plan before left of it."""

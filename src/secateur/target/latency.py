@@ -8,12 +8,12 @@ from typing import Any
 
 from secateur.allocate import Allocation
 from secateur.errors import SelectionError
-from secateur.measure import Latency, compare_latency
+from secateur.measure import Latency, OnnxComparison, compare_latency
 from secateur.rewrite import Cut, draft
 from secateur.score.ranks import of_first
 from secateur.target.candidates import MOST, Candidates
 from secateur.target.predicted import PredictedLatency
-from secateur.target.target import Target
+from secateur.target.target import Runtime, Target
 
 TRIES = 6
 """Models that are built and timed at most."""
@@ -49,6 +49,11 @@ class Stopwatch:
     longer: int = 3
     """How many times as long a run is that confirms another."""
     compare: Compare = compare_latency
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Stopwatch:
+        """One that times models as this runs them."""
+        return cls() if runtime == "torch" else cls(compare=OnnxComparison())
 
     def __call__(self, cut: Cut, *, confirm: bool = False) -> Timed:
         """The latencies of the dense model and of the smaller one; of several processes those that the first has measured."""

@@ -59,7 +59,7 @@ def reach(
         raise SelectionError("Give a ratio or a target, not both: the target finds the ratio.")
     if target.quantity == "latency":
         assert predicted is not None
-        return _reach_latency(target, candidates, predicted, stopwatch or Stopwatch())
+        return _reach_latency(target, candidates, predicted, stopwatch or Stopwatch.of(target.runtime))
     found = _Search(target.fraction, candidates, lambda each: remaining(target, candidates.cut(each), macs), HALVINGS, HELD).run()
     if isinstance(found, float):
         raise SelectionError(f"{target} cannot be reached: with all that may go, {found:.1%} remain.")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from secateur.decompose import CP, SVD, SpatialSVD, Tucker, decompose
-from secateur.decompose.als import Fit, Target, improve, random_start, subspace_start, tap_start
-from secateur.decompose.epc import error_preserving_correction, term_energy
+from secateur.decompose.als import Fit, LeastSquares, Target, improve, random_start, subspace_start, tap_start, term_energy
+from secateur.decompose.epc import error_preserving_correction
 from secateur.decompose.hooi import Unfolded, alternate, hooi
 from secateur.decompose.linalg import leading_left, ridge_solve, symmetric_root
 
@@ -131,6 +131,44 @@ def test_sweeps_never_raise_the_error_and_report_it_truly():
     for start_at in range(2):
         residual = target.kernel - recompose(tuple(factor[start_at] for factor in fits[-1].factors))
         torch.testing.assert_close(fits[-1].error[start_at], residual.flatten(1).square().sum(1))
+
+
+def test_a_price_on_terms_is_paid_and_weighs_against_the_error():
+    target = Target.of(normal(2, 8, 9, 3, 2))
+    start = tuple(factor[None] for factor in random_start(target.kernel, 12, generator()))
+    for price in (1e-2, 1.0):
+        goal = LeastSquares(price)
+        fits = [improve(target, start, sweeps=sweeps, tolerance=0, goal=goal) for sweeps in (5, 10, 200)]
+        costs = [fit.error + price * term_energy(fit.factors) for fit in fits]
+        assert (costs[0] > costs[1]).all()
+        assert (costs[1] > costs[2]).all()
+        plain = improve(target, start, sweeps=200, tolerance=0)
+        assert (goal.cost(fits[2]) < plain.error + price * term_energy(plain.factors)).all()
+        assert (term_energy(fits[2].factors) < term_energy(plain.factors)).all()
+
+
+def terms_that_cancel(seed):
+    """A kernel of border rank six and a little noise: the terms of its fits grow and cancel each other."""
+    sides = [(normal(size, 3, seed=100 * seed + size), normal(size, 3, seed=100 * seed + size + 50)) for size in (10, 8, 9)]
+    kernel = sum(torch.einsum("or,ir,xr->oix", *(pair[int(place == tangent)] for place, pair in enumerate(sides))) for tangent in range(3))
+    noise = normal(10, 8, 9, seed=seed + 7)
+    kernel = kernel / kernel.norm() + 0.1 * noise / noise.norm()
+    return kernel / kernel.norm()
+
+
+def test_a_price_that_falls_to_nothing_finds_smaller_terms_at_the_same_error():
+    energies = []
+    for seed in range(4):
+        kernel = terms_that_cancel(seed)
+        target = Target.of(kernel[None])
+        start = tuple(factor[None] for factor in subspace_start(target.kernel, 6, generator()))
+        plain = improve(target, start, sweeps=300, tolerance=1e-6)
+        factors = CP(epc=False)._fit(kernel[None], 6)
+        error = float((kernel - torch.einsum("or,ir,xr->oix", *(factor[0] for factor in factors))).norm())
+        assert error < 1.01 * float(plain.error.sqrt())
+        energies.append((float(term_energy(tuple(factor[None] for factor in factors))), float(term_energy(plain.factors))))
+    ours, theirs = (sum(column) for column in zip(*energies, strict=True))
+    assert ours < 0.5 * theirs
 
 
 def test_one_start_for_each_group_is_kept():

@@ -6,8 +6,9 @@ all starts together; the spatial modes ride on those products for nothing, so ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +18,6 @@ from secateur.decompose.hooi import Unfolded
 from secateur.decompose.linalg import leading_left, ridge_solve
 
 Factors = tuple[Tensor, ...]
-# Called with the contraction of the kernel with the other factors `(starts, groups, n, r)`, the present factor, and the Gram matrix
-# `(starts, groups, r, r)` of the terms without it.
-Update = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Sweeps after which starts are compared.
 _HEAT = 12
@@ -70,6 +68,44 @@ class Fit:
         return Fit(tuple(factor[order, group] for factor in self.factors), self.error[order, group])
 
 
+class Goal(Protocol):
+    """What a fit is for: how a factor is renewed when the others are given, and which of two fits is better."""
+
+    def renewed(self, contracted: Tensor, factor: Tensor, others: Tensor) -> Tensor:
+        """Return a factor `(starts, groups, n, r)` from the contraction of the kernel with the other factors, of the same shape.
+
+        `others` is the Gram matrix `(starts, groups, r, r)` of the terms without this factor.
+        """
+
+    def cost(self, fit: Fit) -> Tensor:
+        """Return what is to be low, `(starts, groups)`."""
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """Small errors, with a price on the energy of the terms.
+
+    Without a price fits of kernels go on lowering their error by ever larger terms that cancel each other. The ridge that a price adds to
+    a factor is, column by column, the energy of the rest of the term.
+    """
+
+    price: float = 0.0
+
+    def renewed(self, contracted: Tensor, factor: Tensor, others: Tensor) -> Tensor:
+        raised = others.clone()
+        raised.diagonal(dim1=-2, dim2=-1).mul_(1 + self.price)
+        return ridge_solve(contracted, raised)
+
+    def cost(self, fit: Fit) -> Tensor:
+        return fit.error + self.price * term_energy(fit.factors) if self.price else fit.error
+
+
+def term_energy(factors: Factors) -> Tensor:
+    """Sum the squared norms of the rank-one terms, `(starts, groups)`."""
+    energies = torch.stack([factor.square().sum(-2) for factor in factors])
+    return energies.prod(0).sum(-1)
+
+
 def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     """Multiply factors column by column: `(..., n1, r), (..., n2, r), ...` to `(..., n1 * n2 * ..., r)`."""
     product = factors[0]
@@ -78,12 +114,12 @@ def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     return product
 
 
-def sweep(target: Target, factors: Factors, update: Update) -> Fit:
+def sweep(target: Target, factors: Factors, goal: Goal) -> Fit:
     """Update every factor once, the spatial ones twice, balance them, and measure the error."""
     now, grams = list(factors), [factor.mT @ factor for factor in factors]
 
     def renew(mode: int, contracted: Tensor) -> None:
-        now[mode] = update(contracted, now[mode], _product([gram for other, gram in enumerate(grams) if other != mode]))
+        now[mode] = goal.renewed(contracted, now[mode], _product([gram for other, gram in enumerate(grams) if other != mode]))
         grams[mode] = now[mode].mT @ now[mode]
 
     for mode, contract in ((0, target.contract_in), (1, target.contract_out)):
@@ -115,11 +151,6 @@ def _product(grams: Sequence[Tensor]) -> Tensor:
     return product
 
 
-def least_squares(contracted: Tensor, _: Tensor, others: Tensor) -> Tensor:
-    """Return the best factor, given the others."""
-    return ridge_solve(contracted, others)
-
-
 def balance(factors: Sequence[Tensor]) -> Factors:
     """Give every column of a term the same norm in all factors, keeping the term; zero terms stay zero."""
     return _balanced(factors, [factor.square().sum(-2) for factor in factors])
@@ -132,33 +163,39 @@ def _balanced(factors: Sequence[Tensor], squares: Sequence[Tensor]) -> Factors:
     return tuple(factor * scale.unsqueeze(-2) for factor, scale in zip(factors, scales, strict=True))
 
 
-def race(target: Target, starts: Factors, *, sweeps: int, tolerance: float) -> Fit:
+_ERROR = LeastSquares()
+
+
+def race(target: Target, starts: Factors, *, sweeps: int, tolerance: float, goal: Goal = _ERROR) -> Fit:
     """Fit from several starts for a few sweeps, then from the best one of each group until it has settled."""
-    fit = improve(target, starts, sweeps=min(_HEAT, sweeps), tolerance=tolerance)
-    return improve(target, fit.best(1).factors, sweeps=sweeps, tolerance=tolerance)
+    fit = improve(target, starts, sweeps=min(_HEAT, sweeps), tolerance=tolerance, goal=goal)
+    return improve(target, fit.best(1).factors, sweeps=sweeps, tolerance=tolerance, goal=goal)
 
 
-def improve(target: Target, factors: Factors, *, sweeps: int, tolerance: float) -> Fit:
+def improve(target: Target, factors: Factors, *, sweeps: int, tolerance: float, goal: Goal = _ERROR) -> Fit:
     """Improve factors by sweeps that start ahead of the last one, along the way that the last one went.
 
-    The stride grows while the error falls; a sweep that makes things worse is taken back and the next one goes without stride, so the error
-    never rises. Stops when a sweep without stride gains less than `tolerance` of the error.
+    The stride grows while the cost falls; a sweep that makes things worse is taken back and the next one goes without stride, so the cost
+    never rises. Stops when a sweep without stride gains less than `tolerance` of it.
     """
-    best = sweep(target, factors, least_squares)
-    previous, stride = best.factors, torch.zeros_like(best.error)
+    best = sweep(target, factors, goal)
+    cost, previous = goal.cost(best), best.factors
+    stride = torch.zeros_like(cost)
     for _ in range(sweeps - 1):
-        trial = sweep(target, _ahead(best.factors, previous, stride), least_squares)
-        better = trial.error < best.error
-        slow = best.error - trial.error <= tolerance * best.error.abs() + 1e-14 * target.energy
+        trial = sweep(target, _ahead(best.factors, previous, stride), goal)
+        tried = goal.cost(trial)
+        better, slow = tried < cost, cost - tried <= tolerance * cost.abs() + 1e-14 * target.energy
         if bool((slow & (stride == 0)).all()):
             break
-        previous = _choose(better, best.factors, previous)
-        best = Fit(_choose(better, trial.factors, best.factors), torch.where(better, trial.error, best.error))
+        previous = chosen(better, best.factors, previous)
+        best = Fit(chosen(better, trial.factors, best.factors), torch.where(better, trial.error, best.error))
+        cost = torch.where(better, tried, cost)
         stride = torch.where(better & ~slow, (stride * _GROWTH).clamp(_SHORTEST, _LONGEST), 0)
     return best
 
 
-def _choose(condition: Tensor, yes: Factors, no: Factors) -> Factors:
+def chosen(condition: Tensor, yes: Factors, no: Factors) -> Factors:
+    """Take one or the other factors of each start and group."""
     return tuple(torch.where(condition[..., None, None], a, b) for a, b in zip(yes, no, strict=True))
 
 

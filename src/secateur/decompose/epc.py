@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.decompose.als import Factors, Fit, Target, sweep
+from secateur.decompose.als import Fit, Target, chosen, improve, term_energy
 
 _NEWTON_STEPS = 60
 _EXACT = 1e-13
@@ -25,39 +25,29 @@ _EXACT = 1e-13
 _VANISHED = 1e-120
 
 
-def term_energy(factors: Factors) -> Tensor:
-    """Sum the squared norms of the rank-one terms, `(starts, groups)`."""
-    energies = torch.stack([factor.square().sum(-2) for factor in factors])
-    return energies.prod(0).sum(-1)
-
-
 def error_preserving_correction(target: Target, fit: Fit, *, slack: float = 1.0, sweeps: int = 50, tolerance: float = 1e-4) -> Fit:
     """Shrink the terms of a fit while its error stays at most `slack` times what it is.
 
     Stops when a sweep lowers the sum of squared term norms by less than `tolerance` of it.
     """
-    bound = slack**2 * fit.error.clamp_min(0)
-    solve = _Constrained(target.energy, bound)
-    energy = term_energy(fit.factors)
-    for _ in range(sweeps):
-        swept = sweep(target, fit.factors, solve)
-        before, energy = energy, term_energy(swept.factors)
-        if not bool((energy < before).any()):
-            break
-        fit = swept
-        if bool((before - energy <= tolerance * before).all()):
-            break
-    return fit
+    goal = _Constrained(target.energy, slack**2 * fit.error.clamp_min(0))
+    found = improve(target, fit.factors, sweeps=sweeps, tolerance=tolerance, goal=goal)
+    smaller = goal.cost(found) < term_energy(fit.factors)
+    return Fit(chosen(smaller, found.factors, fit.factors), torch.where(smaller, found.error, fit.error))
 
 
 @dataclass(frozen=True)
 class _Constrained:
-    """The factor of least weighted norm whose squared error is at most `bound`; the present one where rounding leaves none."""
+    """Small terms with a squared error of at most `bound`: a factor becomes the smallest with it, or stays where rounding leaves none."""
 
     energy: Tensor
     bound: Tensor
 
-    def __call__(self, contracted: Tensor, factor: Tensor, others: Tensor) -> Tensor:
+    def cost(self, fit: Fit) -> Tensor:
+        kept = fit.error <= self.bound * (1 + 1e-10) + _EXACT * self.energy
+        return torch.where(kept, term_energy(fit.factors), torch.inf)
+
+    def renewed(self, contracted: Tensor, factor: Tensor, others: Tensor) -> Tensor:
         squares = others.diagonal(dim1=-2, dim2=-1)
         # Terms that have all but vanished go: their squares have no place in any precision.
         alive = squares > _VANISHED

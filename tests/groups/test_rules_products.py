@@ -77,6 +77,12 @@ def test_keys_and_values_are_shared_by_consecutive_queries() -> None:
     assert met["b1"] == met["c1"] == ["a1[0]", "a1[2]"]
 
 
+def test_keys_alone_may_be_shared() -> None:
+    met = found(lambda a, b, c: F.scaled_dot_product_attention(a, b, c, enable_gqa=True), (1, 4, 3, 6), (1, 2, 5, 6), (1, 4, 5, 7))
+    assert met["a1"] == met["c1"] == ["a1[0]", "a1[0]", "a1[2]", "a1[2]"]
+    assert met["b1"] == ["a1[0]", "a1[2]"]
+
+
 def test_embeddings_write_columns_and_hold_rows() -> None:
     met = found(lambda a, b: F.embedding(torch.tensor([0, 2]), a) + b, (3, 4), (4,))
     assert (met["a0"], met["a1"]) == (whole(3), own("a1", 4))

@@ -36,9 +36,22 @@ def before_dispatch(tape: Tape) -> Iterator[None]:
 
 @contextmanager
 def below_transforms(tape: Tape) -> Iterator[None]:
-    """Record what calls come down to below ``torch.func`` and autograd, so that mapped calls and backward passes show."""
-    with sdpa_kernel(SDPBackend.MATH), _Late(tape):
+    """Record what calls come down to below ``torch.func`` and autograd, so that mapped calls and backward passes show.
+
+    Kernels that hide more than one layer (attention, recurrent layers) are kept off.
+    """
+    with sdpa_kernel(SDPBackend.MATH), _separate_layers(), _Late(tape):
         yield
+
+
+@contextmanager
+def _separate_layers() -> Iterator[None]:
+    """Keep oneDNN off, which runs recurrent layers in one call."""
+    before = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before[0])  # type: ignore[no-untyped-call]
 
 
 @functools.cache

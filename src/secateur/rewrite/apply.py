@@ -190,7 +190,15 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
     raised = raise_layers(_copied(program), wide)
     small = _quiet_record(raised, wide)
     try:
-        proof = prove(cut, small.program, _inputs(wide, seed), tolerance=tolerance, seed=seed, rename=tied_names(wide))
+        proof = prove(
+            cut,
+            small.program,
+            _inputs(wide, seed),
+            tolerance=tolerance,
+            seed=seed,
+            rename=tied_names(wide),
+            named=partial(_normal_form, small),
+        )
     except ProofError as error:
         node = first_difference(cut, program, wide.flat_inputs(), seed)
         raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error

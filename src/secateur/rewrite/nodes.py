@@ -17,7 +17,7 @@ from secateur.rewrite.cut import Cut
 from secateur.rewrite.execute import Double
 from secateur.rewrite.leaves import smaller_leaves
 from secateur.rewrite.masked import Masked
-from secateur.rewrite.perturb import perturbed_leaves
+from secateur.rewrite.perturb import proving_leaves
 
 
 def compare_nodes(
@@ -51,7 +51,7 @@ def _node_error(cut: Cut, node: fx.Node, want: Tensor, have: Tensor) -> float | 
 
 def first_difference(cut: Cut, program: fx.GraphModule, flat_inputs: Sequence[Any], seed: int) -> str | None:
     """The first node whose kept values differ between the masked dense graph and its rewritten copy, by name."""
-    dense = perturbed_leaves(cut.solution.walk.capture, flat_inputs, seed)
+    dense, _ = proving_leaves(cut.solution.walk.capture, flat_inputs, seed)
     masked, small = Masked(cut, dense), Double(program, smaller_leaves(cut, dense, program, {}))
     names = {n.name for n in cut.solution.walk.capture.graph.nodes}
     if not any(n.name in names for n in program.graph.nodes if n.op == "call_function"):

@@ -12,6 +12,14 @@ from secateur.capture.capture import Capture
 from secateur.rewrite.execute import Double
 
 
+def proving_leaves(capture: Capture, flat_inputs: Sequence[Any], seed: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Perturbed weights, or none and a note where the recorded calls, whose sizes come from values, do not run with them."""
+    try:
+        return perturbed_leaves(capture, flat_inputs, seed), ()
+    except (RuntimeError, ValueError, IndexError):
+        return {}, ("the recorded calls do not run with perturbed weights: the model's own weights were used",)
+
+
 def perturbed_leaves(capture: Capture, flat_inputs: Sequence[Any], seed: int) -> dict[str, Tensor]:
     """Weights to prove with: parameters that are constant get spread, batch norm gets statistics of these inputs.
 

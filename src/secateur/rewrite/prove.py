@@ -17,7 +17,7 @@ from secateur.rewrite.execute import Double
 from secateur.rewrite.leaves import check_leaves, smaller_leaves
 from secateur.rewrite.masked import Masked
 from secateur.rewrite.nodes import compare_nodes, first_difference
-from secateur.rewrite.perturb import perturbed_leaves
+from secateur.rewrite.perturb import proving_leaves
 
 TOLERANCE = 1e-9
 
@@ -58,9 +58,9 @@ def prove(
     """Compare a smaller program with the masked dense one, in double precision, on each set of inputs.
 
     Both run with the dense model's weights after batch norm was calibrated and constant parameters were perturbed, so
-    that zeros and ones hide nothing. ``rename`` gives the program's names of stored tensors where they differ. Where the
-    outputs are empty (a detector that finds nothing), all inner values are compared, by the names of the calls in
-    what ``named`` returns: the program in the form in which the dense one was analysed.
+    that zeros and ones hide nothing. ``rename`` gives the program's names of stored tensors where they differ. ``named``
+    returns the program in the form in which the dense one was analysed: it is taken where values decide on sizes, which
+    the recorded calls may repeat, and to compare all inner values where the outputs are empty (a detector that finds nothing).
     Raises :class:`ProofError` if they differ by more than ``tolerance``.
     """
     proof = _trials(cut, program, inputs, tolerance, seed, rename or {}, named)
@@ -87,8 +87,9 @@ def _trials(
 ) -> Proof:
     capture = cut.solution.walk.capture
     check_leaves(cut, program, rename)
-    notes: tuple[str, ...] = ()
-    dense = perturbed_leaves(capture, inputs[0], seed)
+    if capture.decided and named:
+        program = named()
+    dense, notes = proving_leaves(capture, inputs[0], seed)
     inputs = [*inputs[:1], *(x for x in inputs[1:] if not capture.decided or _runs(Masked(cut, dense), x))]
     reference = [_outputs(Masked(cut, dense), x) for x in inputs]
     if not is_finite(reference[0]):

@@ -23,6 +23,7 @@ _CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "aten.conv_transpose2d": nn.ConvTranspose2d,
     "aten.conv_transpose3d": nn.ConvTranspose3d,
 }
+_ROLES = ("weight", "bias", "running_mean", "running_var")
 Settings = tuple[type[nn.Module], dict[str, Any]]
 
 
@@ -50,6 +51,7 @@ class _Raiser:
         self.program = program
         self.capture = capture
         self.made: dict[str, Settings] = {}
+        self.read = {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
 
     def visit(self, node: fx.Node) -> None:
         """Replace one call by a layer where that says the same."""
@@ -63,13 +65,17 @@ class _Raiser:
             self._dropout(node, packet, named)
 
     def _layer(self, node: fx.Node, named: dict[str, Any], settings: Settings | None) -> None:
-        tensors = {k: named[k] for k in ("weight", "bias", "running_mean", "running_var") if isinstance(named.get(k), fx.Node)}
+        tensors = {k: named[k] for k in _ROLES if isinstance(named.get(k), fx.Node)}
         path = self._owner(node, tensors)
-        if path is None or settings is None or self.made.setdefault(path, settings) != settings:
+        if path is None or settings is None or self._more_is_read(path, tensors) or self.made.setdefault(path, settings) != settings:
             return
         if not isinstance(self._existing(path), settings[0]):
             self._make(path, settings, tensors)
         self._call(node, path, named["indices"] if "indices" in named else named.get("input", named.get("self")))
+
+    def _more_is_read(self, path: str, tensors: Mapping[str, fx.Node]) -> bool:
+        """Whether the graph reads a tensor of that module that a layer made of these would not have."""
+        return any(f"{path}.{role}" in self.read for role in _ROLES if role not in tensors)
 
     def _existing(self, path: str) -> nn.Module | None:
         try:

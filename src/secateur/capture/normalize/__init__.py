@@ -11,6 +11,7 @@ from secateur.capture.normalize.attention import pin_attention_scale
 from secateur.capture.normalize.constants import mark_constants
 from secateur.capture.normalize.functional import functionalise
 from secateur.capture.normalize.inline import inline_wrappers
+from secateur.capture.normalize.kernels import name_functions
 from secateur.capture.normalize.names import canonical_names
 from secateur.capture.normalize.noops import drop_copies, drop_dead, drop_expansions
 from secateur.capture.normalize.probes import probe_sizes
@@ -32,6 +33,7 @@ def normalize(capture: Capture) -> Capture:
     program.meta["dynamic"] = capture.dynamic
     if inline_wrappers(program):
         observe(program, capture.flat_inputs())
+    name_functions(program)
     drop_dead(program)
     if capture.dynamic:
         probe_sizes(program, capture.flat_inputs())

@@ -15,9 +15,8 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 def attention(call: Call) -> Outcome:
     """``softmax(q k^T + mask) v`` with broadcast batch dimensions."""
     query, key, value, mask = call["query"], call["key"], call["value"], call["attn_mask"]
-    if call.args.get("enable_gqa") and query.shape[-3] != key.shape[-3]:
-        times = query.shape[-3] // key.shape[-3]
-        key, value = _repeated(call, key, times), _repeated(call, value, times)
+    if call.args.get("enable_gqa"):
+        key, value = (_repeated(each, query.shape[-3]) for each in (key, value))
     batch = "abcdefgh"[: len(query.shape) - 2]
     scores = product(call, [query, key], [batch + "qz", batch + "kz"], batch + "qk")
     shape = (*query.shape[:-1], key.shape[-2])
@@ -27,9 +26,10 @@ def attention(call: Call) -> Outcome:
     return product(call, [weights, value], [batch + "qk", batch + "kv"], batch + "qv")
 
 
-def _repeated(call: Call, x: Operand, times: int) -> Operand:
+def _repeated(x: Operand, heads: int) -> Operand:
     """Key or value heads shared by consecutive query heads."""
     dim = len(x.shape) - 3
+    times = heads // x.shape[dim]
     fields: Fields = tuple(Field(np.repeat(f.labels, times, axis=dim), f.block) if dim in f.dims else f for f in x.fields)
     shape = (*x.shape[:dim], x.shape[dim] * times, *x.shape[dim + 1 :])
     return Operand(shape, fields, parametric=x.parametric)

@@ -38,6 +38,7 @@ from secateur.groups.rules.slicing import taken
         "aten.gelu",
         "aten.mish",
         "aten.log_sigmoid",
+        "aten._prelu_kernel",
     ),
     *("aten.threshold", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.expm1", "aten.true_divide", "aten.rsub", "aten.clip"),
     *("aten.multiply", "aten.subtract", "aten.divide", "aten.negative", "aten.absolute", "aten.floor_divide", "aten.arctan2"),

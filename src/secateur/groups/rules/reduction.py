@@ -69,7 +69,7 @@ def _hold(ledger: Ledger, x: Operand, dims: frozenset[int], text: str) -> None:
     ledger.freeze_fields(tuple(f for f in x.fields if f.dims & dims), text)
 
 
-@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.softmin")
+@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten.softmin")
 def softmax(call: Call) -> Outcome:
     """Labels that softmax shares probability over stay, or go all together where they also vary along other dimensions."""
     x = call["self"]

@@ -17,6 +17,7 @@ from secateur.groups.fields import Field, Fields, Labels, along
 from secateur.groups.ledger import Ledger, Reason
 from secateur.groups.meeting import UNLABELLED
 from secateur.groups.rules import Call, Operand, find, takes_pliant
+from secateur.groups.unread import hold_unread
 
 
 @dataclass
@@ -49,6 +50,7 @@ def walk(capture: Capture, *, branches: Mapping[str, Capture] | None = None) -> 
     state = Walk(capture)
     with torch.no_grad():
         _visit_all(state, capture)
+        hold_unread(state, capture.graph)
         for where, branch in (branches or {}).items():
             _hold_branches(state, branch, where)
     return state

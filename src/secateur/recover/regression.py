@@ -16,6 +16,8 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, relative to the mean variance of an input."""
 WAITING = 1 << 22
 """Numbers that wait to be multiplied."""
+FEW = 1 << 28
+"""Products that are taken in double precision."""
 _TRIES = 8
 """Ridges, each a hundred times the last, that are tried where rounding has left no positive matrix."""
 _ROUNDING = 1e-7
@@ -53,8 +55,12 @@ class Sums:
         return cls(0, empty(inputs), empty(outputs), empty(inputs, inputs), empty(outputs, inputs), empty(outputs))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in rows: ``(groups, n, in)`` and ``(groups, n, out)``; products of a batch in single precision or better."""
-        x, y = (v if v.dtype == torch.float64 else v.float() for v in (x, y))
+        """Take in rows: ``(groups, n, in)`` and ``(groups, n, out)``; many products in single precision, few in that of the sums.
+
+        So how the rows of a small layer fall into batches, or to processes, leaves no trace.
+        """
+        few = x.numel() * (x.shape[2] + y.shape[2]) <= FEW
+        x, y = (v.to(self.xx.dtype) if few or v.dtype == torch.float64 else v.float() for v in (x, y))
         self.count += x.shape[1]
         self.x += x.sum(1)
         self.y += y.sum(1)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from secateur.decompose import CP, SVD, ByRatio, Call, Decomposition, LayerSpec, Refusal, SpatialSVD, Tucker, choose_rank
@@ -93,7 +94,7 @@ def correlation(rows: Sequence[Row], runtime: str) -> str:
     macs, times = np.array([row.macs for row in rows]), np.array([getattr(row, runtime) for row in rows])
     faster = float((times < 1).mean())
     medians = f"median time {np.median(times):.2f} at median MACs {np.median(macs):.2f}"
-    return f"correlation {np.corrcoef(macs, times)[0, 1]:.2f}, {medians}, faster {faster:.0%}"
+    return f"correlation {spearmanr(macs, times).statistic:.2f}, {medians}, faster {faster:.0%}"
 
 
 def main() -> None:

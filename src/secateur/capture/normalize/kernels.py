@@ -88,18 +88,11 @@ def _mm(a: dict[str, Any]) -> Made | None:
 
 def _turned(matrix: Any) -> fx.Node | None:
     """The stored weight that a matrix is the transpose of."""
-    if not is_call(matrix, aten.t.default, aten.transpose.int, aten.permute.default):
+    if not is_call(matrix, aten.t.default, aten.transpose.int):
         return None
-    source = operands(matrix)[0]
-    turned = shape(matrix) == shape(source)[::-1] and [d % 2 for d in _dims(matrix)] == [1, 0]
-    return source if source.op == "get_attr" and len(shape(source)) == 2 and turned else None
-
-
-def _dims(node: fx.Node) -> list[int]:
-    if is_call(node, aten.permute.default):
-        return list(operands(node)[1])
-    first, second = operands(node)[1:3] if is_call(node, aten.transpose.int) else (0, 1)
-    return [1, 0] if first % 2 != second % 2 else [0, 1]
+    source, *dims = operands(matrix)
+    swapped = not dims or dims[0] % 2 != dims[1] % 2
+    return source if source.op == "get_attr" and len(shape(source)) == 2 and swapped else None
 
 
 _FUNCTIONS: dict[Any, Callable[[dict[str, Any]], Made | None]] = {

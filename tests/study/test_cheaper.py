@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.decompose import SVD, Moments
 from secateur.plan import Plan
 from secateur.study import Study, study
-from secateur.study.rank_budget import Seen
+from secateur.study.curves import Seen
 from secateur.study.removals import Removal, removal_curve, removal_of
 from secateur.study.weighing import Choice, Ranks, Weighing
 

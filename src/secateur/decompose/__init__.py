@@ -17,6 +17,8 @@ from secateur.decompose.layers import (
     replace_layers,
     settings_of,
 )
+from secateur.decompose.losses import Change, gather_losses
+from secateur.decompose.metric import Metric
 from secateur.decompose.moments import Moments
 from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule, break_even, choose_rank
 from secateur.decompose.slopes import Slopes, gather_slopes
@@ -71,4 +73,7 @@ __all__ = [
     "gather_paired",
     "Slopes",
     "gather_slopes",
+    "Metric",
+    "Change",
+    "gather_losses",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,16 @@ from secateur.decompose.linalg import power_of_two, symmetric_root, unit_root
 from secateur.decompose.spec import LayerSpec, Refusal, read_spec
 from secateur.errors import ModelError, SelectionError
 from secateur.score.calibrate import number_of, projected
-from secateur.score.ranks import summed, total
+from secateur.score.ranks import collected, summed, total
 
+Place = tuple[int, tuple[int, ...]]
+"""Which output it is, and the shape of one sample of it."""
 SHRINKAGE = 0.1
 """How far the slopes of different channels are drawn towards independence."""
 FLOOR = 1e-4
 """Of the mean slope: a channel that the outputs were not seen to depend on still counts so much."""
+_ALIKE = 1e-10
+"""Outputs of different samples whose squares differ by less, as a part of their size, differ by rounding."""
 
 
 @dataclass(frozen=True)
@@ -69,40 +73,103 @@ def gather_slopes(
 ) -> dict[str, Slopes]:
     """Run batches forward and back and gather the slopes of the named layers; layers that no finite derivative reaches are left out.
 
-    The model's outputs are multiplied by random numbers of the size of one over their spread, whose mean square derivative is that of all
-    outputs together. No labels are needed, parameters gather no gradients.
+    No labels are needed, parameters gather no gradients.
     """
     specs = {name: _spec(model, name, trust_forward=trust_forward) for name in names}
-    generator, found = torch.Generator(), dict[str, Slopes]()
-    calls: list[tuple[str, Tensor]] = []
+    found: dict[str, Slopes] = {}
+    for samples, calls in runs_back(model, names, batches, seed=seed):
+        each = _outer([call.name for call in calls], [call.gradient for call in calls], specs)
+        for name, outer in each.items():
+            found[name] = found.get(name, Slopes(0, torch.zeros_like(outer))) + Slopes(samples, outer)
+    shared = {name: Slopes(total(slopes.samples), summed(slopes.outer)) for name, slopes in found.items()}
+    return {name: slopes for name, slopes in shared.items() if bool(slopes.outer.isfinite().all())}
+
+
+class Spreads:
+    """How far each output varies over all samples: the root of the mean square around the mean at its place."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Place, tuple[int, Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module, given: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> Spreads:
+        """Run batches forward; several processes tell each other."""
+        own, spreads = cls(), cls()
+        with evaluating(model), torch.no_grad():
+            for args, kwargs in given:
+                for number, leaf in enumerate(pytree.tree_leaves(model(*args, **kwargs))):
+                    if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+                        rows = _real_rows(leaf)
+                        own._add(_place(number, leaf), (len(rows), rows.sum(0), rows.square().sum(0)))
+        for process in collected(own._sums):
+            for place, sums in process.items():
+                spreads._add(place, sums)
+        return spreads
+
+    def _add(self, place: Place, sums: tuple[int, Tensor, Tensor]) -> None:
+        known = self._sums.get(place)
+        self._sums[place] = sums if known is None else (known[0] + sums[0], known[1] + sums[1], known[2] + sums[2])
+
+    def at(self, number: int, leaf: Tensor) -> Tensor:
+        """The spread of an output; its size where samples do not differ, and one where all are zero."""
+        count, sums, squares = self._sums[_place(number, leaf)]
+        mean_square = squares.mean() / count
+        apart = mean_square - (sums / count).square().mean()
+        found = torch.where(apart > _ALIKE * mean_square, apart, mean_square).sqrt()
+        return torch.where(found > 0, found, 1).to(leaf.device)
+
+
+def _place(number: int, leaf: Tensor) -> Place:
+    return number, tuple(leaf.shape[1:])
+
+
+def _real_rows(leaf: Tensor) -> Tensor:
+    real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+    return (real if real.ndim else real.reshape(1)).cpu().double()
+
+
+@dataclass(frozen=True, eq=False)
+class Back:
+    """One call of a layer in a run forward and back: what went in, and the derivative of the model's outputs by what came out."""
+
+    name: str
+    given: Tensor
+    gradient: Tensor | None
+
+
+def runs_back(model: nn.Module, names: Sequence[str], batches: Iterable[Any], *, seed: int = 0) -> Iterator[tuple[int, list[Back]]]:
+    """Run each batch forward and back; for each the number of samples and all calls of the named layers.
+
+    The derivative is that of the model's outputs times random numbers of the size of one over their spread, so that its mean square is
+    that of all outputs together, as a part of their variance. A run forward over all batches tells the spread.
+    """
+    given = [normalise_inputs(batch) for batch in batches]
+    spreads = Spreads.of(model, given)
+    generator = torch.Generator()
+    calls: list[tuple[str, Tensor, Tensor]] = []
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Tensor) -> Tensor:
             seen = output if output.requires_grad else output.detach().requires_grad_()
-            calls.append((name, seen))
+            calls.append((name, (arguments[0] if arguments else keywords["input"]).detach(), seen))
             # A copy goes on, since what follows may write into it.
             return seen.clone()
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_hook(watch(name), with_kwargs=True) for name in names]
     try:
         with evaluating(model), torch.enable_grad():
-            for batch in batches:
+            for args, kwargs in given:
                 calls.clear()
-                args, kwargs = normalise_inputs(batch)
                 generator.manual_seed(seed + number_of(pytree.tree_leaves((args, kwargs))))
-                samples, gradients = _gradients(model(*args, **kwargs), [seen for _, seen in calls], generator)
-                each = _outer([name for name, _ in calls], gradients, specs)
-                for name, outer in each.items():
-                    found[name] = found.get(name, Slopes(0, torch.zeros_like(outer))) + Slopes(samples, outer)
+                samples, gradients = _gradients(model(*args, **kwargs), [seen for *_, seen in calls], generator, spreads)
+                yield samples, [Back(name, x, gradient) for (name, x, _), gradient in zip(calls, gradients, strict=True)]
     except RuntimeError as error:
         raise ModelError(f"The model cannot be differentiated on the calibration data: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
-    shared = {name: Slopes(total(slopes.samples), summed(slopes.outer)) for name, slopes in found.items()}
-    return {name: slopes for name, slopes in shared.items() if bool(slopes.outer.isfinite().all())}
 
 
 def _spec(model: nn.Module, name: str, *, trust_forward: bool) -> LayerSpec:
@@ -112,15 +179,16 @@ def _spec(model: nn.Module, name: str, *, trust_forward: bool) -> LayerSpec:
     return spec
 
 
-def _gradients(outputs: Any, seen: Sequence[Tensor], generator: torch.Generator) -> tuple[int, Sequence[Tensor | None]]:
+def _gradients(outputs: Any, seen: Sequence[Tensor], generator: torch.Generator, spreads: Spreads) -> tuple[int, Sequence[Tensor | None]]:
     """The number of samples, and the derivatives of all outputs by what layers put out, scaled for one output element."""
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if getattr(leaf, "requires_grad", False)]
+    leaves = {number: leaf for number, leaf in enumerate(pytree.tree_leaves(outputs)) if getattr(leaf, "requires_grad", False)}
     if not leaves:
         return 0, [None] * len(seen)
-    samples = len(leaves[0]) if leaves[0].ndim else 1
-    elements = sum(leaf.numel() for leaf in leaves) / samples
-    loss = torch.stack([projected(leaf, generator) for leaf in leaves]).sum() / math.sqrt(elements)
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, seen, allow_unused=True)
+    first = next(iter(leaves.values()))
+    samples = len(first) if first.ndim else 1
+    elements = sum(leaf.numel() for leaf in leaves.values()) / samples
+    products = [projected(leaf, generator, spreads.at(number, leaf)) for number, leaf in leaves.items()]
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(torch.stack(products).sum() / math.sqrt(elements), seen, allow_unused=True)
     return samples, gradients
 
 

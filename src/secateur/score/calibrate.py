@@ -134,11 +134,15 @@ def _differentiable(output: Any) -> Any:
     return output if output.requires_grad else output.detach().requires_grad_()
 
 
-def projected(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The product of an output with normal random numbers, so scaled that outputs of any size count alike."""
+def projected(output: torch.Tensor, generator: torch.Generator, spread: torch.Tensor | None = None) -> torch.Tensor:
+    """The product of an output with normal random numbers, so scaled that outputs of any size count alike: by their spread.
+
+    That of this output alone unless it is given.
+    """
     real = torch.view_as_real(output) if output.is_complex() else output
     directions = torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real)
-    product: torch.Tensor = (real * directions).sum() / _spread(real.detach()).clamp_min(torch.finfo(torch.float32).tiny)
+    spread = _spread(real.detach()) if spread is None else spread
+    product: torch.Tensor = (real * directions).sum() / spread.clamp_min(torch.finfo(torch.float32).tiny)
     return product.to(torch.promote_types(product.dtype, torch.float32))
 
 

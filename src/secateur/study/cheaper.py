@@ -15,11 +15,13 @@ from secateur.plan import Plan
 from secateur.rewrite.factorize import input_moments
 from secateur.score.batches import Data
 from secateur.study.calibration import Calibration, calibration
+from secateur.study.coherence import coherent_curves, coherent_removals
+from secateur.study.curves import Curve, curve_of, observed
 from secateur.study.decomposition import admitted
-from secateur.study.rank_budget import Budget, curve_of, observed
+from secateur.study.rank_budget import Budget
 from secateur.study.removals import Removal, layers_of, removal_of
 from secateur.study.stages import Between
-from secateur.study.weighing import Choice, Ranks, Weighing, described, ranks_of
+from secateur.study.weighing import Choice, Weighing, described, ranks_of
 from secateur.study.wish import Decompose
 from secateur.target import Target
 
@@ -144,13 +146,16 @@ def _weighing(
     seen = replace(seen, moments={**seen.moments, **input_moments(study.model, more, held)})
     removals = {group.name: removal_of(study.model, group, study.decomposable, seen) for group in groups}
     budget = Budget.of_target(target, target, study.macs.total, study.parameters)
-    ranks: dict[str, Ranks] = {}
-    for row in rows:
-        curve = curve_of(study.model, row, wish, budget.of, seen) if row.methods else Refusal("")
-        if not isinstance(curve, Refusal):
-            ranks[_leaf_name(study, row)] = ranks_of(study.model.get_submodule(row.name), row, curve, budget.of)
+    found = {row.name: curve_of(study.model, row, wish, budget.of, seen) for row in rows if row.methods}
+    curves = {name: curve for name, curve in found.items() if isinstance(curve, Curve)}
+    by_name = {row.name: row for row in rows}
+    ranks = {
+        _leaf_name(study, by_name[name]): ranks_of(study.model.get_submodule(name), by_name[name], curve, budget.of)
+        for name, curve in coherent_curves(study.model, by_name, curves, seen).items()
+    }
     weights = _weights(study, target)
-    kept = {name: removal for name, removal in removals.items() if isinstance(removal, Removal)}
+    plain = {name: removal for name, removal in removals.items() if isinstance(removal, Removal)}
+    kept = coherent_removals(study.model, plain, study.decomposable, seen)
     whole = {name: removal.reason for name, removal in removals.items() if isinstance(removal, Refusal)}
     notes = tuple(f"channels of {name} stay: {reason}" for name, reason in whole.items())
     return Weighing(kept, ranks, weights, budget.total - sum(weights.values())), (*seen.notes, *notes)

@@ -15,7 +15,8 @@ from secateur.decompose import ByHand, ByVBMF, Decomposable, DecomposableLayers,
 from secateur.errors import SelectionError
 from secateur.plan import Factorize, did_you_mean
 from secateur.study.calibration import Calibration
-from secateur.study.rank_budget import Budget, Seen, observed, within_budget
+from secateur.study.curves import Seen, observed
+from secateur.study.rank_budget import Budget, within_budget
 from secateur.study.timed import slower
 from secateur.study.wish import Decompose, Found, RankChoice
 

@@ -17,7 +17,7 @@ from secateur.groups import ChannelGroup
 from secateur.groups.group import Member
 from secateur.score.evidence import occurrences
 from secateur.score.obs import removed
-from secateur.study.rank_budget import Seen
+from secateur.study.curves import Seen
 
 Curve = NDArray[np.float64]
 _RIDGE = 1e-4
@@ -40,6 +40,10 @@ class Removal:
         scores = torch.empty(self.group.size, dtype=torch.float64)
         scores[torch.as_tensor(self.order)] = torch.arange(1, self.group.size + 1, dtype=torch.float64)
         return scores
+
+    def gone_at(self, step: int) -> Tensor:
+        """The channels that are gone after some steps."""
+        return torch.as_tensor(self.order[: int(self.counts[step])])
 
     def gone(self, member: Member) -> Curve:
         """The part of a member's dimension that is gone, for each of ``counts``."""

@@ -15,7 +15,7 @@ from secateur.decompose import Decomposable, LayerSpec, workload
 from secateur.decompose.ranks import Measure
 from secateur.decompose.spec import read_spec
 from secateur.errors import SelectionError
-from secateur.study.rank_budget import Curve, Point
+from secateur.study.curves import Curve, Point
 from secateur.study.removals import Removal
 
 Numbers = NDArray[np.float64]

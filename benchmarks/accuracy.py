@@ -7,10 +7,10 @@
 
 Every figure goes as one JSON line into benchmarks/results/accuracy.jsonl; figures that are there are not taken again. Calibration samples
 are never test samples. Channels are cut everywhere, the residual stream included, at the same ratio in each layer, or where a way says so
-by one ranking of all, or by loss for each multiply-add (knapsack). torch-pruning takes the magnitudes of groups, at the same ratio in
-each layer; on ResNet-56 it leaves the stream alone, since it fails where shortcuts pad channels. MiniLM's stream is its output, which
-nobody cuts. Two ways are what "compress" takes by itself, with data and without: widths are multiples of 8, of 4 or 2 in narrow layers.
-Both stand there once more with any widths, as all other ways have them.
+by one ranking of all, or by loss for each multiply-add (knapsack). Ranks of factors are chosen together. torch-pruning takes the
+magnitudes of groups at the same ratio in each layer; on ResNet-56 it leaves the stream alone, since it fails where shortcuts pad channels.
+MiniLM's stream is its output, which nobody cuts. Two ways are what "compress" takes by itself, with data and without: widths are multiples
+of 8, of 4 or 2 in narrow layers. Both stand there once more with any widths, as all other ways have them.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ class Way:
             scores[key] = study.scores(self.criterion, data=task.calibration, options=options, samples=None)
         return study.plan(self.criterion, scores=scores[key], target=target, allocator=self.allocator, options=options)
 
+    def cut(self, study: sc.Study, task: Task, target: sc.Target, scores: dict[str, Any]) -> tuple[sc.Result, float]:
+        """The recovered result, and the seconds that recovery took."""
+        return _recovered(study, self.plan(study, task, target, scores), self.recover, task)
+
 
 @dataclass(frozen=True)
 class Compress:
@@ -101,6 +105,31 @@ class Compress:
             data, options = task.calibration if self.data else None, sc.Options(step_size=self.step_size)
             scores[self.name] = suited(study, target=target, data=data, options=options, samples=None)
         return scores[self.name].plan(study, target=target)
+
+    def cut(self, study: sc.Study, task: Task, target: sc.Target, scores: dict[str, Any]) -> tuple[sc.Result, float]:
+        """As for other ways."""
+        return _recovered(study, self.plan(study, task, target, scores), self.recover, task)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Ranks of layers, alone or beside channels, chosen together."""
+
+    name: str
+    decompose: sc.Decompose | sc.Cheaper
+    data: bool
+
+    def cut(self, study: sc.Study, task: Task, target: sc.Target, scores: dict[str, Any]) -> tuple[sc.Result, float]:
+        """The result, and the seconds that all of it took."""
+        start, data = time.perf_counter(), task.calibration if self.data else None
+        result = sc.compress(task.model, _as_inputs(task.inputs), target=target, decompose=self.decompose, data=data, latency=False)
+        return result, time.perf_counter() - start
+
+
+def _recovered(study: sc.Study, plan: sc.Plan, recover: Any, task: Task) -> tuple[sc.Result, float]:
+    result, start = sc.apply(study, plan), time.perf_counter()
+    recover(result.model, study.cut(plan), task.calibration)
+    return result, time.perf_counter() - start
 
 
 WAYS = (
@@ -121,6 +150,9 @@ WAYS = (
     Compress("compress without data: signal, ranked + means and variances", sc.FoldMeans(), data=False),
     Compress("compress without data, any widths", sc.FoldMeans(), data=False, step_size=1),
     Way("group norm, ranked + batch norm", sc.GroupNorm(), sc.BatchNorm(samples=None), sc.GlobalRank()),
+    Factors("ranks, no data", sc.Decompose((sc.Tucker(), sc.SVD())), data=False),
+    Factors("ranks, data", sc.Decompose((sc.Tucker(), sc.SVD())), data=True),
+    Factors("channels or ranks (Cheaper)", sc.Cheaper(), data=True),
 )
 THEIRS = ("torch-pruning", "torch-pruning + batch norm")
 
@@ -258,14 +290,10 @@ def _embedded(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
 # What is measured.
 
 
-def ours(task: Task, way: Way | Compress, share: float, scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def ours(task: Task, way: Way | Compress | Factors, share: float, scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
     study = scores.setdefault("study", None) or sc.study(task.model, _as_inputs(task.inputs))
     scores["study"] = study
-    plan = way.plan(study, task, sc.Target(macs=share), scores)
-    result = sc.apply(study, plan)
-    start = time.perf_counter()
-    way.recover(result.model, study.cut(plan), task.calibration)
-    seconds = time.perf_counter() - start
+    result, seconds = way.cut(study, task, sc.Target(macs=share), scores)
     yield {
         "way": way.name,
         "macs": result.after.macs / result.before.macs,

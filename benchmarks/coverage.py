@@ -126,27 +126,36 @@ def _tensors(outputs: Any) -> list[Any]:
 
 
 def _other_batch(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
-    """The result takes a batch of three; equal, for each sample, to what it gives for the first two alone."""
+    """The result gives for a batch of three what the model gives that is cut by the same plan with such a batch, and proven."""
     import torch
+
+    import secateur as sc
 
     args, kwargs = other(3)
     with torch.no_grad():
-        wanted = [tuple(x.shape) for x in _tensors(model(*args, **kwargs))]
-        found = [tuple(x.shape) for x in _tensors(result.model.eval()(*args, **kwargs))]
-    if wanted != found:
-        raise AssertionError(f"output shapes {found} instead of {wanted}")
+        found = _tensors(result.model.eval()(*args, **kwargs))
+        wanted = _tensors(sc.apply(sc.study(model, (args, kwargs)), result.plan).model(*args, **kwargs))
+    _compare(found, wanted)
     return "yes"
 
 
+def _compare(found: Sequence[Any], wanted: Sequence[Any]) -> None:
+    import torch
+
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(float(b.abs().max()) if b.numel() else 0.0, 1e-6))
+
+
 def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
-    """Saved, loaded in a new process with equal outputs, ONNX agreed (the save checks it)."""
+    """Saved, loaded in a new process, ONNX agreed (the save checks it); both files give what the result gives, for another batch too."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         out = result.save(Path(folder) / "out")
-        with torch.no_grad():
-            torch.save(_tensors(result.model(*inputs[0], **inputs[1])), Path(folder) / "wanted.pt")
-        torch.save(inputs, Path(folder) / "inputs.pt")
+        for name, (args, kwargs) in {"same": inputs, "other": other(3)}.items():
+            with torch.no_grad():
+                torch.save(_tensors(result.model(*args, **kwargs)), Path(folder) / f"{name}.wanted.pt")
+            torch.save((args, kwargs), Path(folder) / f"{name}.inputs.pt")
         transformed = type(model).__module__.startswith("transformers")
         script = "import sys; sys.path.insert(0, sys.argv[2]); import coverage; coverage.reload(sys.argv[1], sys.argv[3])"
         package = type(model).__module__ if transformed else "torch"
@@ -154,24 +163,42 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise AssertionError((done.stderr.strip().splitlines() or ["loading failed"])[-1])
-        return "yes, with ONNX" if (out / "model.onnx").exists() else "yes, ONNX left out"
+        left_out = json.loads((out / "plan.json").read_text())["left_out"]
+        if left_out:
+            raise AssertionError(f"saved and loaded, but {'; '.join(f'no {name}: {why}' for name, why in left_out.items())}")
+        return f"yes, with ONNX{done.stdout.strip()}"
 
 
 def reload(folder: str, package: str) -> None:
-    """Load a saved directory, and compare its outputs with those kept beside it; ``package`` knows their types and its operators."""
+    """Load a saved directory, and compare its outputs with those kept beside it; ``package`` knows their types and its operators.
+
+    What takes no other batch is printed.
+    """
     import importlib
 
     import torch
 
-    import secateur as sc
+    from secateur.capture.export import tensor_inputs
+    from secateur.capture.onnx.check import Session
+    from secateur.export.pt2 import read_program
 
     importlib.import_module(package)
-    args, kwargs = torch.load(Path(folder) / "inputs.pt", weights_only=False)
-    wanted = torch.load(Path(folder) / "wanted.pt")
+    saved, file = read_program(Path(folder) / "out" / "model.pt2"), Path(folder) / "out" / "model.onnx"
+    program, session = saved.module(), Session(file) if file.exists() else None
+
+    def check(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
+        args, kwargs = torch.load(Path(folder) / f"{name}.inputs.pt", weights_only=False)
+        wanted = torch.load(Path(folder) / f"{name}.wanted.pt")
+        yield "model.pt2", lambda: _compare(_tensors(program(*args, **kwargs)), wanted)
+        if session is not None:
+            feeds = dict(zip(tensor_inputs(saved), _tensors((args, kwargs)), strict=True))
+            yield "model.onnx", lambda: _compare(session(feeds), wanted)
+
     with torch.no_grad():
-        found = _tensors(sc.load(Path(folder) / "out")(*args, **kwargs))
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(float(b.abs().max()), 1e-6))
+        for _, step in check("same"):
+            step()
+        closed = [name for name, step in check("other") if _outcome(lambda step=step: step() or "") != ""]
+    print(f"; no other batch: {', '.join(closed)}" if closed else ", any batch")
 
 
 def _training_step(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:

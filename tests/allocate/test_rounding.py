@@ -99,7 +99,7 @@ def test_cells_of_unlike_sizes_lose_in_proportion() -> None:
     assert each.removed(2) == (0, 1, 3, 4, 5, 6)
 
 
-@pytest.mark.parametrize(("width", "step"), [(1, 1), (7, 1), (8, 2), (15, 2), (16, 4), (24, 4), (31, 4), (32, 8), (1000, 8)])
+@pytest.mark.parametrize(("width", "step"), [(1, 1), (7, 1), (8, 2), (15, 2), (16, 4), (24, 4), (32, 4), (63, 4), (64, 8), (1000, 8)])
 def test_without_a_step_widths_are_multiples_that_suit_the_layer(width: int, step: int) -> None:
     assert even_step(width) == step
     for cells in (1, 3):

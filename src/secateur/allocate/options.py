@@ -62,5 +62,5 @@ class Options:
 
 
 def even_step(width: int) -> int:
-    """The multiple that a processor likes, such that a width has four of them at least: 8, else 4, else 2, else 1."""
-    return next((step for step in (8, 4, 2) if width >= 4 * step), 1)
+    """The multiple that a processor likes: 8 in widths that have eight of them, else 4, 2 or 1 where a width has four of them."""
+    return next((step for step, least in ((8, 64), (4, 16), (2, 8)) if width >= least), 1)

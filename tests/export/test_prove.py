@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from export.models import Branching, FusedAttention, Nested, Residual, Tied, compressed, nested_inputs
 from secateur.errors import PlanError, ProofError
@@ -48,6 +49,22 @@ def test_without_a_program_the_class_is_proven(tmp_path: Path) -> None:
     path = save_directory(compressed(model, inputs, prefer="module"), tmp_path / "out", onnx=False)
     assert not (path / "model.pt2").exists()
     assert prove_directory(path, model).holds
+
+
+def test_weights_that_a_parametrization_computes_are_proven_and_told_from_trained_ones(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first, last = (parametrizations.weight_norm(nn.Linear(*sizes)) for sizes in ((3, 8), (8, 2)))
+    model = nn.Sequential(first, nn.ReLU(), last).eval()
+    result = compressed(model, torch.randn(4, 3))
+    assert result.kind == "module"
+    proof = prove_directory(save_directory(result, tmp_path / "out", onnx=False), model)
+    assert proof.holds
+    assert proof.notes == ()
+    with torch.no_grad():
+        result.model.get_parameter("2.parametrizations.weight.original0").mul_(1.1)
+    proof = prove_directory(save_directory(result, tmp_path / "other", onnx=False), model)
+    assert proof.holds
+    assert [note for note in proof.notes if note.endswith(": 2.weight")] == list(proof.notes) != []
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, saved: dict[str, Path]) -> None:

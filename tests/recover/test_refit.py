@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from cases import CASES, Case, call, studied, vary
 from secateur.errors import SelectionError
 from secateur.pipeline import apply
 from secateur.plan import Plan
-from secateur.recover import Recovered, Refit
+from secateur.recover import Merge, Recovered, Refit
 from secateur.recover.paired import Steps, bytes_at, dense_bytes, small_bytes
 from secateur.recover.pairs import pairs_of
 from secateur.recover.readers import readers
@@ -229,6 +231,23 @@ def test_tied_weights_and_transposed_convolutions_are_left_with_a_reason() -> No
         recovered = refitted(found, plan, apply(found, plan), [(case.inputs(),)])
         assert why in recovered.skipped[weight]
         assert weight in recovered.notes[0]
+
+
+@pytest.mark.parametrize("how", [Refit(), Merge()])
+def test_weights_behind_a_parametrization_are_recovered_as_plain_ones(how: Refit | Merge) -> None:
+    plain = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    other = copy.deepcopy(plain)
+    for place in (2, 4):
+        parametrizations.weight_norm(other[place])
+    data, outputs = torch.randn(64, 5), []
+    for model in (plain, other):
+        found, plan, result = cut(model, data[:2], ratio=0.5)
+        assert result.kind == "module"
+        before = result.model(data)
+        how(result.model, found.cut(plan), data)
+        outputs.append(result.model(data))
+        assert not torch.allclose(outputs[-1], before, rtol=1e-2)
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 
 def test_it_asks_for_data() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from cases import CASES
 from networks.transforms import Conditional
 from secateur.errors import ProofError, SecateurError
-from secateur.rewrite import Rewritten, apply, rewrite
+from secateur.rewrite import Rewritten, apply, module, rewrite
 from secateur.rewrite.apply import Prefer
 from secateur.study import study
 
@@ -127,6 +128,40 @@ def test_a_state_dict_of_one_outcome_has_the_names_of_the_users(name: str, prefe
     case = BY_NAME[name]
     model = case.model()
     assert set(halved(model, case.inputs(), prefer).model.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_of_length_and_direction_stay_so_in_the_users_class(dtype: torch.dtype) -> None:
+    case = BY_NAME["weight_norm"]
+    model, image = case.model().to(dtype), case.inputs().to(dtype)
+    model.second.parametrizations.weight.original0.requires_grad_(False)
+    found = study(model, image)
+    plan = found.plan(ratio=0.5)
+    result = rewrite(found.cut(plan))
+    small, kept = result.model, {edit.group: sorted(set(range(edit.size)) - set(edit.remove)) for edit in plan.prunes}
+    assert (result.kind, result.proof.holds) == ("module", True)
+    assert "parametrizations compute first.weight, second.weight" in result.notes[0]
+    assert parametrize.is_parametrized(small.second, "weight")
+    assert set(small.state_dict()) == set(model.state_dict())
+    assert {n: p.requires_grad for n, p in small.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+    assert (small.second.in_channels, small.second.out_channels) == (4, 3)
+    rows, columns = kept["second"], kept["first"]
+    few = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(small.second.weight, model.second.weight[rows][:, columns], rtol=few, atol=few)
+
+
+def test_a_parametrization_that_cannot_be_turned_round_goes_into_a_graph() -> None:
+    case = BY_NAME["spectral_norm"]
+    result = halved(case.model(), case.inputs())
+    assert (result.kind, result.proof.holds) == ("graph", True)
+
+
+def test_a_computed_weight_that_is_off_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned_round = module._turned_round
+    monkeypatch.setattr(module, "_turned_round", lambda model, name, value: turned_round(model, name, 1.001 * value))
+    case = BY_NAME["weight_norm"]
+    with pytest.raises(SecateurError, match="not the kept part"):
+        halved(case.model(), case.inputs(), "module")
 
 
 class Passing(nn.Module):

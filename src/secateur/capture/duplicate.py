@@ -6,6 +6,7 @@ import copy
 from collections.abc import MutableMapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,3 +29,11 @@ def duplicate(model: Module, memo: MutableMapping[int, Any] | None = None) -> Mo
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have one shape and equal values, NaN to NaN."""
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def same_but_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of floating-point numbers have one shape and type, and values that a few roundings lie between."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    allowed = 8 * torch.finfo(one.dtype).eps * one.detach().abs().max() if one.numel() else torch.zeros(())
+    return bool(((one - other).detach().abs() <= allowed).all())

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secateur.capture import Capture, capture, normalise_inputs, record
-from secateur.capture.duplicate import duplicate, same_values
+from secateur.capture.duplicate import duplicate, same_but_rounding, same_values
 from secateur.capture.given import given
 from secateur.capture.normalize import normalize
+from secateur.capture.normalize.weights import computed_from
 from secateur.capture.values import depends_on_values
 from secateur.errors import ProofError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
@@ -38,7 +39,7 @@ from secateur.rewrite import (
 )
 from secateur.rewrite.apply import Prefer
 from secateur.rewrite.graph import put
-from secateur.rewrite.module import tied_names
+from secateur.rewrite.module import computed_weights, tied_names
 from secateur.rewrite.prove import join_proofs
 
 
@@ -127,10 +128,13 @@ class _Last:
         """The saved program is the masked model."""
         cut = final_cut(self.source, self.edits, self.kind)
         saved, stored, aliases = self._files()
-        names = _names(saved, cut, {**{name: name for name in stored}, **aliases})
+        computed = _computed(self.source) if self.kind == "module" and computed_weights(self.source.model, cut) else []
+        saved = normalize(saved) if computed else saved
+        names = _names(saved, cut, {**{name: name for name in (*stored, *computed)}, **aliases})
         refitted = [edit.layer for edit in self.directory.plan.factorizations]
         changed = _with_dense_weights(saved, cut, names, None if self.recovered else refitted)
-        proof = prove(cut, saved.program, self._inputs(saved), tolerance=self.tolerance, seed=self.seed, rename=names)
+        inputs = self._inputs(saved)
+        proof = prove(cut, saved.program, inputs, tolerance=self.tolerance, seed=self.seed, rename=names, rounded=computed)
         factors = [name for name in changed if any(name.startswith(f"{layer}.") for layer in refitted)]
         notes = ("of factors that were cut the structure is proven, with other values than the saved ones",) if factors else ()
         return replace(proof, notes=(*proof.notes, *notes)), [name for name in changed if name not in factors]
@@ -155,6 +159,11 @@ class _Last:
     def _inputs(self, saved: Capture) -> list[list[Any]]:
         flat = saved.flat_inputs()
         return [flat] if saved.decided or depends_on_values(saved.graph) else [flat, random_like(flat, self.seed + 1)]
+
+
+def _computed(source: Capture) -> list[str]:
+    """The stored weights that the dense model computes from its parameters."""
+    return [str(node.target) for node in source.graph.find_nodes(op="get_attr") if computed_from(node)]
 
 
 def _saved(directory: Directory, dense: nn.Module | ExportedProgram, source: Capture, trust_pickle: bool) -> Capture:
@@ -195,7 +204,7 @@ def _check_same(saved: Capture, stored: Mapping[str, Tensor], aliases: Mapping[s
 def _with_dense_weights(saved: Capture, cut: Cut, names: Mapping[str, str], within: Sequence[str] | None) -> list[str]:
     """Put the kept part of the dense weights where the saved ones differ, and return their names; ``within`` leaves others as they are."""
     slices, source = Slices.of(cut), cut.solution.walk.capture
-    known = {str(node.target) for node in source.graph.find_nodes(op="get_attr")}
+    known = {str(node.target): node for node in source.graph.find_nodes(op="get_attr")}
     differing = []
     for node in saved.graph.find_nodes(op="get_attr"):
         name = names[str(node.target)]
@@ -206,7 +215,7 @@ def _with_dense_weights(saved: Capture, cut: Cut, names: Mapping[str, str], with
             text = f"{node.target} has the shape {tuple(have.shape)}, where the plan leaves {tuple(want.shape)} of the dense model's"
             raise ProofError(f"{text}. The files do not follow from this plan.", node=node.name)
         allowed = within is None or any(name.startswith(f"{layer}.") for layer in within)
-        if allowed and not _equal(want, have):
+        if allowed and not _equal(want, have) and not (computed_from(known[name]) and same_but_rounding(want, have)):
             differing.append(name)
             _replace(saved, str(node.target), want)
     return differing

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from secateur.groups import ChannelGroup, build_groups
 from secateur.recover.readers import Reader, arguments, packet, readers
-from secateur.recover.recovery import Change, Recovered, own_tensors
+from secateur.recover.recovery import Change, Recovered, computed_value, own_tensors, write_back
 from secateur.rewrite import Cut, Slices
 from secateur.score.batches import Data
 from secateur.score.graph import leaf
@@ -66,9 +66,10 @@ class Merge:
             if isinstance(found, str):
                 skipped[layer] = refused.get(name, found)
                 continue
-            tensor = own[next(n for n in capture.tied.get(name, (name,)) if n in own)]
-            with torch.no_grad():
-                tensor += slices.apply(name, found).to(tensor)
+            tensor = next((own[n] for n in capture.tied.get(name, (name,)) if n in own), None)
+            tensor = computed_value(model, name) if tensor is None else tensor
+            assert tensor is not None
+            write_back({name: tensor + slices.apply(name, found).to(tensor)}, model, capture)
             changes[layer] = Change()
         return Recovered(f"merging removed channels by {self.by}", changes, skipped)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,20 +61,42 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
+def computed_value(model: nn.Module, name: str) -> Tensor | None:
+    """What a parametrization computes under a name, in eval mode, in which none changes its state; ``None`` if there is none."""
+    path, _, last = name.rpartition(".")
+    try:
+        made: Any = model.get_submodule(f"{path}.parametrizations.{last}".lstrip("."))
+    except AttributeError:
+        return None
+    training = made.training
+    try:
+        value: Tensor = made.eval()()
+        return value.detach()
+    finally:
+        made.train(training)
+
+
 def load_values(program: nn.Module, model: nn.Module) -> None:
     """Give a program's tensors the values that a model of the same structure has now."""
     with torch.no_grad():
         theirs = own_tensors(model)
         for name, tensor in own_tensors(program).items():
-            if name in theirs:
-                tensor.copy_(theirs[name])
+            value = theirs[name] if name in theirs else computed_value(model, name)
+            if value is not None:
+                tensor.copy_(value)
 
 
 def write_back(values: Mapping[str, Tensor], model: nn.Module, capture: Capture) -> None:
-    """Put new values of tensors into a model, under any of the names that the dense model has for them."""
+    """Put new values of tensors into a model, under any of the names that the dense model has for them.
+
+    What a parametrization computes gets its value by way of the tensors behind it.
+    """
     own = own_tensors(model)
     with torch.no_grad():
         for name, value in values.items():
-            found: Iterable[Any] = (own[n] for n in capture.tied.get(name, (name,)) if n in own)
-            tensor = next(iter(found))
-            tensor.copy_(value)
+            known = next((own[n] for n in capture.tied.get(name, (name,)) if n in own), None)
+            if known is not None:
+                known.copy_(value)
+            else:
+                path, _, last = name.rpartition(".")
+                setattr(model.get_submodule(path), last, value.detach())

@@ -28,7 +28,7 @@ from secateur.rewrite.cut import Cut
 from secateur.rewrite.factorize import Batches, FactorizedLayer, factorize
 from secateur.rewrite.follow import followed
 from secateur.rewrite.graph import rewrite_graph
-from secateur.rewrite.module import candidate_attributes, layer_attributes, merged, shrink_module, tied_names
+from secateur.rewrite.module import candidate_attributes, computed_weights, layer_attributes, merged, shrink_module, tied_names
 from secateur.rewrite.nodes import first_difference
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
@@ -134,6 +134,7 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
     program = rewrite_graph(cut)
     own = layer_attributes(source.model, cut, program)
     more = merged(candidate_attributes(source.model, cut, program), own)
+    computed = computed_weights(source.model, cut)
     failure: SecateurError | None = None
     for attributes in (more, own) if more != own else (own,):
         try:
@@ -144,18 +145,25 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
             inputs = _inputs(source, seed)
             proof = prove(
                 followed(cut),
-                small.program,
+                _normal_form(small) if computed else small.program,
                 inputs,
                 tolerance=tolerance,
                 seed=seed,
                 rename=tied_names(source),
                 named=partial(_normal_form, small),
+                rounded=computed,
             )
         except SecateurError as error:
             failure = failure or error
         else:
-            return Rewritten(model, "module", proof, small, attributes)
+            return Rewritten(model, "module", proof, small, attributes, _of_parametrizations(computed))
     raise failure or RewriteError("no attempt was made")
+
+
+def _of_parametrizations(computed: Sequence[str]) -> tuple[str, ...]:
+    if not computed:
+        return ()
+    return (f"parametrizations compute {', '.join(computed)}: the kept parts of the dense model's, but for rounding",)
 
 
 def _normal_form(small: Capture) -> torch.fx.GraphModule:

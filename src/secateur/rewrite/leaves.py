@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, fx
 
 from secateur.capture.capture import Capture
-from secateur.capture.duplicate import same_values
+from secateur.capture.duplicate import same_but_rounding, same_values
 from secateur.errors import ProofError
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.slices import Slices
 
 
-def check_leaves(cut: Cut, program: fx.GraphModule, rename: Mapping[str, str]) -> None:
-    """Every stored tensor of the program is exactly the kept part of the dense one."""
+def check_leaves(cut: Cut, program: fx.GraphModule, rename: Mapping[str, str], rounded: Collection[str] = ()) -> None:
+    """Every stored tensor of the program is exactly the kept part of the dense one, those in ``rounded`` but for rounding."""
     capture, slices = cut.solution.walk.capture, Slices.of(cut)
     for node in program.graph.find_nodes(op="get_attr"):
         name = rename.get(str(node.target), str(node.target))
@@ -24,7 +24,8 @@ def check_leaves(cut: Cut, program: fx.GraphModule, rename: Mapping[str, str]) -
         if dense is None:
             continue
         want = slices.apply(name, dense)
-        if not same_values(want, have):
+        same = same_but_rounding if name in rounded else same_values
+        if not same(want, have):
             raise ProofError(f"the tensor {node.target} is not the kept part of the dense model's {name}", node=node.name)
 
 

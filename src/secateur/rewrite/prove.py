@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ def prove(
     seed: int = 0,
     rename: Mapping[str, str] | None = None,
     named: Callable[[], fx.GraphModule] | None = None,
+    rounded: Collection[str] = (),
 ) -> Proof:
     """Compare a smaller program with the masked dense one, in double precision, on each set of inputs.
 
@@ -61,8 +62,10 @@ def prove(
     that zeros and ones hide nothing. ``rename`` gives the program's names of stored tensors where they differ. ``named``
     returns the program in the form in which the dense one was analysed: it is taken where values decide on sizes, which
     the recorded calls may repeat, and to compare all inner values where the outputs are empty (a detector that finds nothing).
+    Stored tensors must be the very kept parts of the dense ones, those in ``rounded`` but for rounding.
     Raises :class:`ProofError` if they differ by more than ``tolerance``.
     """
+    check_leaves(cut, program, rename or {}, rounded)
     proof = _trials(cut, program, inputs, tolerance, seed, rename or {}, named)
     if not proof.holds:
         node = first_difference(cut, program, inputs[0], seed)
@@ -86,7 +89,6 @@ def _trials(
     named: Callable[[], fx.GraphModule] | None,
 ) -> Proof:
     capture = cut.solution.walk.capture
-    check_leaves(cut, program, rename)
     if capture.decided and named:
         program = named()
     dense, notes = proving_leaves(capture, inputs[0], seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,32 @@ class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.down(self.up(x).relu())
         return y if x.sum().item() > 0 else -y
+
+
+class Pair(NamedTuple):
+    """A container that torch.export stores under no name."""
+
+    first: Tensor
+    second: Tensor
+
+
+class Named(NamedTuple):
+    """One with others in it."""
+
+    up: Tensor
+    more: dict[str, Pair]
+
+
+class NamedOutputs(nn.Module):
+    """Returns named tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Named:
+        up = self.up(x)
+        return Named(up.sum(1), {"inner": Pair(self.down(up), x * 2)})
 
 
 def nested_inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:

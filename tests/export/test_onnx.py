@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from export.models import Caching, FusedAttention, Nested, Residual, Windowed, nested_inputs
+from export.models import Caching, FusedAttention, NamedOutputs, Nested, Residual, Windowed, nested_inputs
 from secateur.errors import FileError
 from secateur.export import onnx
 from secateur.export.canonical import canonicalise
 from secateur.export.onnx import PortNames, write_onnx, write_onnx_as_open_as_can_be
-from secateur.export.pt2 import export_program
+from secateur.export.pt2 import export_program, write_program
 
 aten = torch.ops.aten
 
@@ -188,6 +188,19 @@ def test_a_full_disk_is_no_reason_to_leave_the_file_out(tmp_path: Path, monkeypa
     monkeypatch.setattr(onnx, "_convert", full)
     with pytest.raises(FileError, match=r"Cannot write model.onnx: No space left"):
         write_onnx(export_program(nn.Linear(2, 2), (torch.randn(3, 2),), {}), tmp_path / "model.onnx")
+
+
+def test_named_tuples_become_tuples_in_the_files_and_name_the_outputs_of_onnx(tmp_path: Path) -> None:
+    model, x = NamedOutputs().eval(), torch.randn(2, 3)
+    exported = export_program(model, (x,), {})
+    path = tmp_path / "model.pt2"
+    assert write_program(exported.program, path) is None
+    found, wanted = torch.export.load(path).module()(x), model(x)
+    assert type(found) is tuple
+    torch.testing.assert_close(found, (wanted.up, {"inner": tuple(wanted.more["inner"])}))
+    assert [note.split()[5] for note in exported.notes] == ["Named", "Pair"]
+    assert exported.outputs == ("up", "more_inner_first", "more_inner_second")
+    assert write_onnx(exported, tmp_path / "model.onnx") is None
 
 
 def test_objects_unknown_to_torch_export_are_opened() -> None:

@@ -87,7 +87,7 @@ def test_a_target_that_such_multiples_miss_takes_any_widths() -> None:
     found, options = wide(32), Options(step_size=None)
     plan = found.plan(target=Target(macs=0.7), options=options)
     assert plan.ratios["0"] == 10 / 32
-    assert plan.settings["notes"][-1] == "widths are no multiples of 8, since with such ones the target is missed by 20.0%"
+    assert plan.settings["notes"][-1] == "widths are no multiples of 8 or 4, since with such ones the target is missed by 7.5%"
     assert "step_size=1" in plan.settings["options"]
     given = found.plan(target=Target(macs=0.7), options=Options(step_size=8))
     assert given.ratios["0"] == 0.5

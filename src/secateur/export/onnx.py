@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -100,21 +99,16 @@ class _Case:
         inputs = [random_like(flat, seed + number) for number, flat in enumerate(exported.inputs)]
         with torch.no_grad():
             calls = [pytree.tree_unflatten(flat, exported.program.call_spec.in_spec) for flat in inputs]
-            returned = [pytree.tree_leaves_with_path(module(*args, **kwargs)) for args, kwargs in calls]
-        given, results = tensor_inputs(exported.program), [_name(path) for path, leaf in returned[0] if isinstance(leaf, Tensor)]
+            returned = [pytree.tree_leaves(module(*args, **kwargs)) for args, kwargs in calls]
+        given, results = tensor_inputs(exported.program), exported.outputs
         fitting = names is not None and (len(names.inputs), len(names.outputs)) == (len(given), len(results))
         return cls(
             tuple([x for x in flat if isinstance(x, Tensor)] for flat in inputs),
-            tuple([leaf for _, leaf in each if isinstance(leaf, Tensor)] for each in returned),
+            tuple([leaf for leaf in each if isinstance(leaf, Tensor)] for each in returned),
             list(names.inputs) if names is not None and fitting else given,
-            list(names.outputs) if names is not None and fitting else results,
+            list(names.outputs if names is not None and fitting else results),
             len(results) == len(returned[0]),
         )
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    name = re.sub(r"\W+", "_", pytree.keystr(path)).strip("_")
-    return name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
 
 
 def _forms(exported: Exported, case: _Case) -> Iterator[tuple[str, Callable[[], ExportedProgram]]]:

@@ -26,6 +26,7 @@ from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.untouched import untouched
 from secateur.capture.verify import check_equal
 from secateur.errors import CaptureError, FileError
+from secateur.export.outputs import output_names, plain, without_names
 
 Sizes = Sequence[Mapping[int, Any]]
 
@@ -39,6 +40,8 @@ class Exported:
     """Flat inputs on which the program gave what the model gives: the example inputs, then others of other sizes."""
     open_dims: Mapping[str, tuple[int, ...]]
     """Which dimensions of which input may vary."""
+    outputs: tuple[str, ...]
+    """A name for each tensor that the model returns."""
     notes: tuple[str, ...] = ()
     """What torch said to freer sizes, and where the program returns something else than the model."""
 
@@ -60,31 +63,25 @@ class _Example:
         with torch.no_grad():
             return flatten_outputs(function(*args, **kwargs))[0]
 
-    def opaque(self) -> list[str]:
-        """The kinds of objects that the model returns and torch.export cannot."""
+    def outputs(self) -> Any:
+        """What the model returns, as it returns it."""
         args, kwargs = pytree.tree_unflatten(copied(self.flat), self.spec)
         with untouched(self.model, self.flat), plain_execution(self.model, self.flat):
-            leaves = pytree.tree_leaves(self.model(*args, **kwargs))
-        return sorted({type(leaf).__name__ for leaf in leaves if _is_opaque(leaf)})
+            return self.model(*args, **kwargs)
 
 
 class _Opened(nn.Module):
-    """A model under its own names that returns, in place of objects unknown to torch.export, the tensors in them."""
+    """A model under its own names that returns tuples in place of what a stored program has no name for."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return pytree.tree_map(lambda leaf: tuple(flatten_outputs(leaf)[0]) if _is_opaque(leaf) else leaf, model(*args, **kwargs))
+            return plain(model(*args, **kwargs))
 
         forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
         self.forward = forward
-
-
-def _is_opaque(leaf: Any) -> bool:
-    inside = flatten_outputs(leaf)[0]
-    return len(inside) != 1 or inside[0] is not leaf
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exported:
@@ -97,9 +94,10 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     run = FlatModel(model, flat, spec)
     fixed = starts_from_inputs(model)
     places, witnesses = ([], []) if fixed else open_sizes(run, tensors_of(flat))
-    opaque = example.opaque()
-    notes = [f"model.pt2 returns the tensors of {kind} in a tuple, where the model returns the object" for kind in opaque]
-    exporting = _Opened(model) if opaque else model
+    returned = example.outputs()
+    nameless, names = without_names(returned), tuple(output_names(returned))
+    notes = [f"model.pt2 returns the tensors of {kind} in a tuple, where the model returns the object" for kind in nameless]
+    exporting = _Opened(model) if nameless else model
     failures: list[str] = []
     for what, tensors, sizes in _attempts(run, tensors_of(flat), places, fixed=fixed):
         try:
@@ -109,9 +107,8 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             failures.append(f"torch.export with {what}: {first_line(error)}")
         else:
-            return Exported(
-                program, (flat, *checked), {name: dims for name, dims in open_dims(program).items() if dims}, (*failures, *notes)
-            )
+            free = {name: dims for name, dims in open_dims(program).items() if dims}
+            return Exported(program, (flat, *checked), free, names, (*failures, *notes))
     raise CaptureError("; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in failures)))
 
 
@@ -124,7 +121,8 @@ def with_open_batch(exported: Exported) -> Exported | None:
     module, spec = exported.program.module(check_guards=False), exported.program.call_spec.in_spec
     tensors = tensors_of(flat)
     program = _traced(module, _Example(module, flat, spec), tensors, _sizes(tensors, []))
-    return Exported(program, alike, {name: dims for name, dims in open_dims(program).items() if dims}, exported.notes)
+    free = {name: dims for name, dims in open_dims(program).items() if dims}
+    return Exported(program, alike, free, exported.outputs, exported.notes)
 
 
 def _without_batch(flat: list[Any]) -> list[tuple[int, ...]]:

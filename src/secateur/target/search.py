@@ -79,7 +79,7 @@ def closest(decided: Callable[[Options], Reached], options: Options) -> tuple[Re
     if options.step_size is not None or reached.missed <= FAR:
         return reached, options
     other = decided(finer)
-    note = f"widths are no multiples of 8, since with such ones the target is missed by {reached.missed:.1%}"
+    note = f"widths are no multiples of 8 or 4, since with such ones the target is missed by {reached.missed:.1%}"
     return replace(other, allocation=replace(other.allocation, notes=(*other.allocation.notes, note))), finer
 
 

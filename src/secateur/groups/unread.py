@@ -25,27 +25,34 @@ _MOVING = frozenset(
 
 def hold_unread(state: Walk, graph: fx.Graph) -> None:
     """Hold the positions that every reader of a weight leaves out."""
-    read: dict[str, list[Labels]] = {}
+    nodes: dict[str, list[fx.Node]] = {}
     for node in graph.find_nodes(op="get_attr"):
-        read.setdefault(str(node.target), []).append(_read(state, node))
+        nodes.setdefault(str(node.target), []).append(node)
+    partly = {name: each for name, each in nodes.items() if not any(map(_is_read, each))}
+    read = {name: np.concatenate([_read(state, node) for node in each]) for name, each in partly.items()}
     for (name, _), labels in state.slots.items():
         if name in read:
-            unread = np.setdiff1d(labels, np.concatenate(read[name]))
+            unread = np.setdiff1d(labels, read[name])
             if unread.size:
                 state.ledger.place = Reason("", name, name.rpartition(".")[0])
                 state.ledger.freeze(unread, "no call reads it for these inputs")
 
 
+def _is_read(node: fx.Node) -> bool:
+    """Whether some call does something with the whole of a node."""
+    return any(_name(user) not in _SELECTING | _MOVING for user in node.users)
+
+
 def _read(state: Walk, node: fx.Node) -> Labels:
     """The labels of a node that calls do something with, other than moving them or leaving them out."""
     own = _labels(state, node)
+    if _is_read(node):
+        return own
     found = [own[:0]]
     for user in node.users:
-        name = _name(user)
-        if name not in _SELECTING and name not in _MOVING:
-            return own
         below = _read(state, user)
-        found.append(np.intersect1d(own, below) if name in _SELECTING else np.setdiff1d(own, np.setdiff1d(_labels(state, user), below)))
+        kept = np.intersect1d(own, below) if _name(user) in _SELECTING else np.setdiff1d(own, np.setdiff1d(_labels(state, user), below))
+        found.append(kept)
     return np.unique(np.concatenate(found))
 
 

@@ -54,7 +54,7 @@ def _shapes_after(cut: Cut, tied: Mapping[str, Sequence[str]]) -> Shapes:
     slices, model = Slices.of(cut), cut.solution.walk.capture.model
     first = {alias: name for name, names in tied.items() for alias in names}
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-    return {n: tuple(slices.apply(first.get(n, n), torch.empty(t.shape, device="meta")).shape) for n, t in tensors.items()}
+    return {n: slices.shape(first.get(n, n), t.shape) for n, t in tensors.items()}
 
 
 def _fitting(driven: Drivers, wanted: Shapes, shares: set[float]) -> dict[Key, int]:

@@ -85,14 +85,15 @@ def layer_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> Att
     """Widths, groups and normalised shapes of torch's own layers, as the new shapes and the rewritten graph have them."""
     slices, capture = Slices.of(cut), cut.solution.walk.capture
     groups = _rewritten_groups(program)
+    firsts = {name: first for first, names in capture.tied.items() for name in names}
     out: Attributes = {}
     for path, module in model.named_modules():
         shapes = {}
         for name in (*module._parameters, *module._buffers, *getattr(module, "parametrizations", ())):
             full = f"{path}.{name}" if path else name
-            first = next((f for f, names in capture.tied.items() if full in names), full)
+            first = firsts.get(full, full)
             if first in slices:
-                shapes[name] = tuple(slices.apply(first, torch.empty(capture.leaf(first).shape, device="meta")).shape)
+                shapes[name] = slices.shape(first, capture.leaf(first).shape)
         found = _widths(module, shapes, groups.get(f"{path}.weight" if path else "weight"))
         if found:
             out[path] = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,17 @@ class Slices:
         for dim, mask in dims.items():
             tensor = tensor.index_select(dim, _positions(mask, tensor))
         return tensor.contiguous()
+
+    def shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that a tensor gets."""
+        new = list(shape)
+        for dim, mask in self.kept.get(name, {}).items():
+            if mask.ndim == 2:
+                counts = mask.sum(1)
+                new[dim] = int(counts[counts > 0][0])
+            else:
+                new[dim] = int(mask.sum())
+        return tuple(new)
 
 
 def _positions(mask: Mask, tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.recover.regression import RIDGES, Moments, Rows, Sums, fit
+from secateur.recover.regression import PLENTY, RIDGES, Moments, Rows, Sums, fit
 
 
 def rows(count: int = 200, inputs: int = 5, outputs: int = 3, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,19 @@ def test_the_ridge_is_the_best_of_all(noise: float) -> None:
     moments = [Moments.of(fold, centred=True) for fold in folds]
     pairs = (moments, moments[::-1])
     errors = {r: sum(test.error(prior + other.step(other.rest(prior), r)) for test, other in pairs) for r in (*RIDGES, math.inf)}
-    assert fit(folds, prior, torch.zeros(1, 3)).ridge == min(errors, key=lambda ridge: errors[ridge])
+    best = min(errors, key=lambda ridge: errors[ridge])
+    assert [fit(folds, prior, torch.zeros(1, 3), first=first).ridge for first in RIDGES] == [best] * len(RIDGES)
+
+
+@pytest.mark.parametrize(("count", "ways"), [(2 * 5 * PLENTY, 1), (2 * 5 * PLENTY - 2, 2)])
+def test_much_evidence_needs_no_second_way_round(count: int, ways: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    cholesky = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: calls.append(1) or cholesky(matrix))
+    x, y = rows(count, noise=0.01)
+    found = fit([sums(x[:, ::2], y[:, ::2]), sums(x[:, 1::2], y[:, 1::2])], torch.zeros(1, 3, 5), torch.zeros(1, 3), first=1e-4)
+    assert found.ridge == 1e-4
+    assert len(calls) == 2 * ways + 1  # the first ridge and the next, and the fit to all
 
 
 def test_sums_of_parts_add_up_to_the_sums_of_all() -> None:

@@ -101,25 +101,28 @@ class Pair:
         for x, y in self.small.rows(inputs, wanted, self.positions, number):
             rows.add(x, y if early else self._channels(y))
 
-    def settle(self, folds: Sequence[Sums], ridge: float | None) -> Change:
-        """Fit the weights of the smaller program."""
+    def settle(self, folds: Sequence[Sums], ridge: float | None, first: float) -> Fit:
+        """Fit the weights of the smaller program, with the given ridge or the best one, of which one is tried first."""
         if not sum(f.count for f in folds):
             raise SelectionError("The calibration data hold no samples. An iterator that was read before is empty: give a new one.")
-        found = self._by_channel(folds, ridge) if self.by_channel else self._by_patch(folds, ridge)
-        chosen = f"ridge {found.ridge:g}" + (", by channels" if self.by_channel else "")
-        return Change(found.before, found.after, chosen)
+        return (self._by_channel if self.by_channel else self._by_patch)(folds, ridge, first)
 
-    def _by_patch(self, folds: Sequence[Sums], ridge: float | None) -> Fit:
+    def change(self, found: Fit) -> Change:
+        """What a fit did to the layer."""
+        return Change(found.before, found.after, f"ridge {found.ridge:g}" + (", by channels" if self.by_channel else ""))
+
+    def _by_patch(self, folds: Sequence[Sums], ridge: float | None, first: float) -> Fit:
         prior = self.small.matrix(self.weight.detach())
-        found = fit(folds, prior, self._shift(prior), ridge=ridge)
+        found = fit(folds, prior, self._shift(prior), ridge=ridge, first=first)
         self.weight.copy_(self.small.stored(found.matrix, self.weight))
         self._set_shift(found.shift.flatten())
         return found
 
-    def _by_channel(self, folds: Sequence[Sums], ridge: float | None) -> Fit:
+    def _by_channel(self, folds: Sequence[Sums], ridge: float | None, first: float) -> Fit:
         prior = torch.zeros(1, self.full.shape[1], len(self.inputs), dtype=folds[0].xx.dtype)
         prior[0, self.inputs, torch.arange(len(self.inputs))] = 1
-        found = fit(folds, prior, prior.new_zeros(1, self.full.shape[1]) if self.offset is not None else None, ridge=ridge)
+        shift = prior.new_zeros(1, self.full.shape[1]) if self.offset is not None else None
+        found = fit(folds, prior, shift, ridge=ridge, first=first)
         full = self.full.to(found.matrix)
         self.weight.copy_(torch.einsum("oi...,ij->oj...", full, found.matrix[0]))
         own = self._dense_bias

@@ -13,6 +13,7 @@ from secateur.errors import SelectionError
 from secateur.recover.attention import Attention, Bases
 from secateur.recover.pairs import Scope, pairs_of
 from secateur.recover.recovery import Recovered, load_values, own_tensors, write_back
+from secateur.recover.regression import RIDGES, USUAL
 from secateur.recover.stages import stages_of
 from secateur.recover.sweep import Sweep
 from secateur.rewrite import Cut
@@ -94,10 +95,11 @@ class Refit:
         pairs, skipped = pairs_of(cut, program, self.scope, self.patch_limit, bases.transforms)
         pairs = [pair.thinned(self.evidence, seen) for pair in pairs]
         stages, sweep = stages_of(pairs, cut, len(given), self.memory_gib * GIB, self.passes), Sweep(cut, program, given)
-        changes = dict(bases.changes)
+        changes, first = dict(bases.changes), USUAL
         for stage in with_progress(stages, "Fitting layers", len(stages)):
             for pair, folds in zip(stage.pairs, sweep.sums(stage), strict=True):
-                changes[pair.layer] = pair.settle(folds, self.ridge)
+                found = pair.settle(folds, self.ridge, first)
+                changes[pair.layer], first = pair.change(found), found.ridge if found.ridge in RIDGES else USUAL
         touched = {name for pair in pairs for name in pair.names} | set(bases.values)
         write_back({n: t for n, t in own_tensors(program).items() if n in touched}, model, capture)
         return Recovered("refit", changes, {**bases.skipped, **skipped}, seen if changes else 0)

@@ -14,6 +14,10 @@ from secateur.score.ranks import summed, total
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, relative to the mean variance of an input."""
+USUAL = RIDGES[len(RIDGES) // 2]
+"""The ridge that is tried first."""
+PLENTY = 8
+"""Rows for each input from which fits to one half of the rows tell enough of the ridge."""
 WAITING = 1 << 22
 """Numbers that wait to be multiplied."""
 FEW = 1 << 28
@@ -180,19 +184,20 @@ class Fit:
     after: float
 
 
-def fit(folds: Sequence[Sums], prior: Tensor, shift: Tensor | None, *, ridge: float | None = None) -> Fit:
+def fit(folds: Sequence[Sums], prior: Tensor, shift: Tensor | None, *, ridge: float | None = None, first: float = USUAL) -> Fit:
     """Fit ``y = matrix @ x + shift`` to the rows of all folds.
 
         matrix = prior + (C_yx - prior C_xx) (C_xx + ridge mean(diag C_xx) I)^-1,        shift = mean(y) - matrix mean(x)
 
     The ridge draws towards the prior, so that inputs without evidence keep their weights and no ridge does worse on these
     rows than the prior. Without a given one, the ridge is the one of :data:`RIDGES`, or infinity (the prior itself), with
-    the smallest error on the first fold when fitted to the others and the other way round; from the middle one on they are
-    tried as long as the error falls. ``shift`` is the shift so far; with ``None`` there is none and moments are taken about zero.
+    the smallest error on the other folds when fitted to the first, and where that has fewer than :data:`PLENTY` rows for each
+    input also the other way round; from the ``first`` one on they are tried as long as the error falls. ``shift`` is the shift
+    so far; with ``None`` there is none and moments are taken about zero.
     """
     centred = shift is not None
     prior = prior.to(folds[0].xx)
-    chosen = ridge if ridge is not None else _ridge(folds, prior, centred=centred)
+    chosen = ridge if ridge is not None else _ridge(folds, prior, first, centred=centred)
     whole = Moments.of(_total(folds), centred=centred)
     rest = whole.rest(prior)
     matrix = prior + whole.step(rest, chosen)
@@ -204,17 +209,19 @@ def fit(folds: Sequence[Sums], prior: Tensor, shift: Tensor | None, *, ridge: fl
     return Fit(matrix, new, chosen, (before + offset) / scale, max(after, 0.0) / scale)
 
 
-def _ridge(folds: Sequence[Sums], prior: Tensor, *, centred: bool) -> float:
+def _ridge(folds: Sequence[Sums], prior: Tensor, first: float, *, centred: bool) -> float:
     filled = [f for f in folds if f.count]
     if len(filled) < 2:
-        return RIDGES[2]
+        return USUAL
     halves = [_Half.of(half, prior, centred=centred) for half in (filled[0], _total(filled[1:]))]
+
+    ways = [halves[::-1], halves][: 1 if halves[0].count >= PLENTY * prior.shape[2] else 2]
 
     @cache
     def error(ridge: float) -> float:
-        return -sum(half.gain(other, ridge) for half, other in (halves, halves[::-1]))
+        return -sum(half.gain(other, ridge) for half, other in ways)
 
-    best = len(RIDGES) // 2
+    best = RIDGES.index(first)
     for step in (-1, 1):
         while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
             best += step

@@ -149,7 +149,7 @@ class Iterative:
 
     def _goals(self, target: Target | None, ratio: float | None) -> Iterator[tuple[float, Callable[[Study, Study], Mapping[str, Any]]]]:
         """For each step the share that is to remain, and what to ask a study of the model for."""
-        if (target is None) == (ratio is None) or (target is not None and target.quantity == "latency"):
+        if (target is None) == (ratio is None) or (target is not None and target.quantity not in ("macs", "parameters")):
             raise SelectionError("Steps lead to a target of MACs or parameters, or to a ratio: give one of them.")
         final = 1 - ratio if ratio is not None else target.fraction if target is not None else 1.0
         shares = [self._share(final, number) for number in range(self.steps + 1)]

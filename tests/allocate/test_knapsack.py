@@ -65,7 +65,7 @@ def test_normalised_scores_are_refused_by_settling_the_options() -> None:
 
 
 def test_a_plan_tells_what_the_weights_cost() -> None:
-    assert priced(Isomorphic(Knapsack("parameters")), {"w": 1.0}, {"w": 2.0}).inner.costs == {"w": 2.0}  # type: ignore[attr-defined]
+    assert priced(Isomorphic(Knapsack("parameters")), {"macs": {"w": 1.0}, "parameters": {"w": 2.0}}).inner.costs == {"w": 2.0}  # type: ignore[attr-defined]
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 16))
     found = study(nn.Sequential(*layers).eval(), torch.randn(1, 3, 18, 18))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cases import CASES, studied
 from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Knapsack, Options
 from secateur.errors import SelectionError
-from secateur.measure import Latency, LayerTimes, OnnxTimer
+from secateur.measure import Latency, LayerTimes, OnnxTimer, weight_bytes
 from secateur.pipeline import apply
 from secateur.plan import Plan
 from secateur.rewrite import draft
@@ -37,8 +37,30 @@ def deep(width: int = 16, depth: int = 10) -> Study:
 
 @pytest.mark.parametrize("given", [{}, {"macs": 0.5, "latency": 0.5}, {"macs": 0.0}, {"parameters": 1.0}, {"latency": -0.5}])
 def test_a_target_is_one_fraction(given: dict[str, float]) -> None:
-    with pytest.raises(SelectionError, match="one of macs, parameters and latency"):
+    with pytest.raises(SelectionError, match="one of macs, parameters, bytes and latency"):
         Target(**given)
+
+
+@pytest.mark.parametrize("allocator", [None, Knapsack("bytes")], ids=str)
+def test_bytes_count_as_they_are_stored(allocator: Allocator | None) -> None:
+    """The second layer's weights take twice as many bytes as the first one's, and a batch norm has buffers."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second = nn.Linear(40, 40), nn.BatchNorm1d(40), nn.Linear(40, 40).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.norm(torch.relu(self.first(x))).double())
+
+    torch.manual_seed(0)
+    found = study(Mixed().eval(), torch.randn(3, 40))
+    plan = found.plan(target=Target(bytes=0.5), allocator=allocator, options=Options(layer_norm="none"))
+    small = apply(found, plan).model
+    left = weight_bytes(small) / weight_bytes(found.model)
+    assert 0.47 < left <= 0.5
+    assert remaining(Target(bytes=0.5), found.cut(plan), found.macs) == pytest.approx(left, abs=1e-3)
+    assert left != pytest.approx(remaining(Target(parameters=0.5), found.cut(plan), found.macs), abs=1e-4)
 
 
 def test_a_runtime_is_one_of_two_and_goes_with_a_latency() -> None:

@@ -13,7 +13,9 @@ from secateur.allocate.ladder import Ladder, Scores
 from secateur.allocate.options import Options
 
 Costs = Mapping[str, float]
-"""Multiply-adds, or elements, of each weight by its name."""
+"""Multiply-adds, elements, or bytes of each weight by its name."""
+Prices = Mapping[str, Costs]
+"""Such costs by what they are of: ``macs``, ``parameters``, ``bytes``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,10 @@ def settled(allocator: Allocator, options: Options) -> tuple[Options, tuple[str,
     return (options, ()) if settle is None else settle(options)
 
 
-def priced(allocator: Allocator, macs: Costs, parameters: Costs) -> Allocator:
+def priced(allocator: Allocator, costs: Prices) -> Allocator:
     """The allocator with what the weights of a model cost, where it wants to know."""
-    price: Callable[[Costs, Costs], Allocator] | None = getattr(allocator, "priced", None)
-    return allocator if price is None else price(macs, parameters)
+    price: Callable[[Prices], Allocator] | None = getattr(allocator, "priced", None)
+    return allocator if price is None else price(costs)
 
 
 def timed(allocator: Allocator, times: Times) -> Allocator:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from secateur.allocate.allocator import Allocator, Costs, Times, priced, settled, timed
+from secateur.allocate.allocator import Allocator, Prices, Times, priced, settled, timed
 from secateur.allocate.global_rank import GlobalRank
 from secateur.allocate.ladder import Ladder
 from secateur.allocate.options import Options
@@ -32,9 +32,9 @@ class Isomorphic:
         """The options under which the inner allocator makes sense, and a note if that changes them."""
         return settled(self.inner, options)
 
-    def priced(self, macs: Costs, parameters: Costs) -> Isomorphic:
+    def priced(self, costs: Prices) -> Isomorphic:
         """The same with the costs of a model."""
-        return Isomorphic(priced(self.inner, macs, parameters))
+        return Isomorphic(priced(self.inner, costs))
 
     def timed(self, times: Times) -> Isomorphic:
         """The same with the times of a model."""

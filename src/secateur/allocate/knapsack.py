@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from secateur.allocate.allocator import Costs, Curve, Times, smallest
+from secateur.allocate.allocator import Costs, Curve, Prices, Times, smallest
 from secateur.allocate.ladder import Ladder, Scores
 from secateur.allocate.options import Options
 
@@ -22,7 +22,7 @@ Left = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Knapsack:
-    """Compare the channels of all groups by their score for each multiply-add, or parameter, that goes with them, and remove the lowest.
+    """Compare the channels of all groups by their score for each multiply-add, parameter or byte that goes with them; the lowest go.
 
         s_c / sum_{places of c} cost(W) / length of the dimension * share of the other dimensions that stays
 
@@ -36,7 +36,7 @@ class Knapsack:
     Shen et al., HALP, NeurIPS 2022.
     """
 
-    cost: Literal["macs", "parameters", "latency"] = "macs"
+    cost: Literal["macs", "parameters", "bytes", "latency"] = "macs"
     """What is to be saved. Of MACs, products of two activations are not counted."""
     rounds: int = 3
     """Times that the costs are worked out anew."""
@@ -53,9 +53,9 @@ class Knapsack:
             taken = {name: (taken[name] + count) / 2 if number else float(count) for name, count in found.items()}
         return self._greedy(ladders, ratio, taken)
 
-    def priced(self, macs: Costs, parameters: Costs) -> Knapsack:
-        """The same with the costs of a model."""
-        return replace(self, costs=parameters if self.cost == "parameters" else macs)
+    def priced(self, costs: Prices) -> Knapsack:
+        """The same with the costs of a model; those of MACs where it is to save time."""
+        return replace(self, costs=costs["macs" if self.cost == "latency" else self.cost])
 
     def timed(self, times: Times) -> Knapsack:
         """The same with the times of a model, if they are what it is to save."""

@@ -47,6 +47,8 @@ class Selection:
     """The fraction of the MACs that may remain; the ratio is found."""
     target_params: float | None = None
     """The fraction of the parameters that may remain; the ratio is found."""
+    target_bytes: float | None = None
+    """The fraction of the bytes of all weights that may remain; the ratio is found."""
     target_latency: float | None = None
     """The fraction of the latency that may remain; found by the times of single layers, then by smaller models beside the dense one."""
     target_runtime: Runtime = "torch"
@@ -62,9 +64,8 @@ class Selection:
     @property
     def target(self) -> Target | None:
         """What may remain, if that was given."""
-        if self.target_macs is None and self.target_params is None and self.target_latency is None:
-            return None
-        return Target(self.target_macs, self.target_params, self.target_latency, self.target_runtime)
+        given = {"macs": self.target_macs, "parameters": self.target_params, "bytes": self.target_bytes, "latency": self.target_latency}
+        return None if set(given.values()) == {None} else Target(**given, runtime=self.target_runtime)
 
     def plan(
         self, found: Study, criterion: Scorer | None, allocator: Allocator | None, options: Options | None, calibration: Calibration
@@ -72,7 +73,7 @@ class Selection:
         """Decide, on a study of the model; without options by those that suit a target."""
         if self.is_empty:
             raise typer.BadParameter(
-                "Say what goes: --ratio, --ratios, --indices, --heads, --target-macs, --target-params or --target-latency."
+                "Say what goes: --ratio, --ratios, --indices, --heads, --target-macs, --target-params, --target-bytes or --target-latency."
             )
         if not any(layer.prunable for layer in found.layers):
             raise SelectionError(f"Nothing of this model can be pruned. {_reasons(found)}")

@@ -66,7 +66,7 @@ class Cheaper:
         held = calibration(study.capture, data, samples)
         if held is None:
             raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
-        if target.quantity == "latency" or self.decompose.rank is not None:
+        if target.quantity not in ("macs", "parameters") or self.decompose.rank is not None:
             raise SelectionError(f"{self} finds channels and ranks for a target of MACs or parameters: give that alone.")
         weighing, notes = _weighing(study, self.decompose, target, held, exclude)
         return _Chosen(study, self.decompose, target, held, exclude, between, weighing, notes).plan()

@@ -130,7 +130,7 @@ class Study:
             ratios: fractions by layer name or glob.
             indices: channels to remove, by layer name.
             heads: the fraction of whole heads and groups that goes.
-            target: what may remain of MACs, parameters or measured latency; the ratio is found.
+            target: what may remain of MACs, parameters, bytes or measured latency; the ratio is found.
             exclude: layers to leave alone on both sides: names, globs, types or predicates.
 
         Example:
@@ -210,7 +210,7 @@ class Study:
             >>> sc.study(model, torch.randn(1, 3, 8, 8)).plan_decomposition(sc.Tucker(), rank={"2": (8, 8)}).factorizations[0].rank
             (8, 8)
         """
-        if target is not None and target.quantity == "latency":
+        if target is not None and target.quantity not in ("macs", "parameters"):
             raise SelectionError(
                 "Ranks are found for a target of MACs or parameters. Give one of these, and see the latency in the result."
             )
@@ -245,7 +245,9 @@ class Study:
     def _priced(self, allocator: Allocator | None, runtime: Runtime) -> Allocator | None:
         """An allocator that knows what the weights cost, if it wants to."""
         elements = {name: tensor.numel() for name, tensor in self.weights.items()}
-        return None if allocator is None else timed(priced(allocator, self.macs.by_weight, elements), self.predicted_latency(runtime))
+        sizes = {name: tensor.nbytes for name, tensor in self.weights.items()}
+        costs = {"macs": self.macs.by_weight, "parameters": elements, "bytes": sizes}
+        return None if allocator is None else timed(priced(allocator, costs), self.predicted_latency(runtime))
 
     def predicted_latency(self, runtime: Runtime = "torch") -> PredictedLatency:
         """The latency of what a cut leaves, by the times of its operators; these are measured as they are asked for."""
@@ -264,6 +266,8 @@ class Study:
         """A target for the dense model as one for what the plan before left of it."""
         if self.start is None:
             return target
+        if target.quantity == "bytes":
+            raise SelectionError("A target of bytes is one of the dense model. Give it to a study of that, before other edits.")
         if target.quantity == "latency":
             raise SelectionError("A target of latency is measured beside the dense model. Give it to a study of that, before other edits.")
         dense, own = (self.start.macs, self.macs.total) if target.macs is not None else (self.start.parameters, self.parameters)

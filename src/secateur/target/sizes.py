@@ -1,8 +1,11 @@
-"""What a cut leaves of MACs and parameters, counted without making the smaller model."""
+"""What a cut leaves of MACs, parameters and bytes, counted without making the smaller model."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from math import prod
+
+from torch import Tensor, nn
 
 from secateur.errors import SelectionError
 from secateur.measure import count_macs
@@ -13,17 +16,20 @@ from secateur.target.target import Target
 
 
 def remaining(target: Target, cut: Cut, macs: MacCount) -> float:
-    """The fraction of the target's MACs or parameters that a cut leaves; ``macs`` are those of the dense model."""
+    """The fraction of the target's MACs, parameters or bytes that a cut leaves; ``macs`` are those of the dense model."""
     if target.quantity == "macs":
         return count_macs(planned_graph(cut, values=False).graph).total / max(macs.total, 1)
     if target.quantity == "parameters":
-        return _parameters(cut)
+        return _share(cut, lambda tensor: tensor.numel() if isinstance(tensor, nn.Parameter) else 0)
+    if target.quantity == "bytes":
+        return _share(cut, lambda tensor: tensor.nbytes)
     raise SelectionError("What a cut leaves of the latency is measured, not counted.")
 
 
-def _parameters(cut: Cut) -> float:
+def _share(cut: Cut, size: Callable[[Tensor], int]) -> float:
+    """What a cut leaves of the sizes of all stored tensors."""
     capture, slices = cut.solution.walk.capture, Slices.of(cut)
-    sizes = {str(n.target): capture.leaf(str(n.target)) for n in capture.graph.find_nodes(op="get_attr")}
-    own = {name: t for name, t in sizes.items() if isinstance(t, nn.Parameter)}
-    left = sum(slices.apply(name, t.detach().to("meta")).numel() if name in slices else t.numel() for name, t in own.items())
-    return left / max(sum(t.numel() for t in own.values()), 1)
+    stored = {str(n.target): capture.leaf(str(n.target)) for n in capture.graph.find_nodes(op="get_attr")}
+    whole = {name: size(tensor) for name, tensor in stored.items()}
+    left = {name: whole[name] * prod(slices.shape(name, tensor.shape)) / max(tensor.numel(), 1) for name, tensor in stored.items()}
+    return sum(left.values()) / max(sum(whole.values()), 1)

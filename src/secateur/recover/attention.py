@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -45,8 +47,10 @@ class Attention:
     No choice of neurons does better. With ``basis="kept"`` queries and keys keep the neurons that the cut chose, and the
     queries get the matrix that makes the scores fit best.
 
-    Tokens that the mask hides from all queries do not count. Heads that share their keys or values, and products behind rotary
-    positions, norms or anything else that is not a change of shape, stay as they are, with the reason.
+    Where several heads share keys, C_Q is the sum over them; where they share values, W_o and C_Z are those of all of them, and each
+    W_o is then the best for the common W_v. Where rotary positions turn neurons in pairs, only what commutes with turns may come
+    between: the pairs that the cut chose are turned and scaled, each by itself, such that the scores fit best. Tokens that the mask
+    hides from all queries do not count. Products behind norms or anything else stay as they are, with the reason.
 
     Lin et al., MoDeGPT, ICLR 2025 (values); the queries and keys after Eckart and Young.
 
@@ -100,33 +104,48 @@ class Attention:
         """New rows of both projections of a product."""
         before = after = total = 0.0
         left, right = (made.kept(heads) for heads in (product.left, product.right))
-        for head, ((chosen, q_places), (_, k_places)) in enumerate(zip(left, right, strict=True)):
-            query, key = (seen.moments[product.node, side][head] for side in (0, 1))
-            find = best_pair if self.basis == "best" else fitted_pair
-            a, b = find(query, key, chosen)
-            total += _energy(query, key)
-            before += _lost(query, key, *_selections(len(query), chosen))
-            after += _lost(query, key, a, b)
-            made.put(product.left.reader, q_places, product.left.rows[head], a.mT)
-            made.put(product.right.reader, k_places, product.right.rows[head], b.mT)
-        return Change(before / total, after / total, f"{self.basis} basis")
+        for head, (chosen, places) in enumerate(right):
+            members = [m for m in np.flatnonzero(product.key_of == head) if len(left[m][0])]
+            if not members:
+                continue
+            key, queries = seen.moments[product.node, 1][head], [seen.moments[product.node, 0][m] for m in members]
+            turned, b = self._pairs(queries, key, chosen, product.left.quarter)
+            made.put(product.right.reader, places, product.right.rows[head], b.mT)
+            for m, query, a in zip(members, queries, turned, strict=True):
+                total += _energy(query, key)
+                before += _lost(query, key, *_selections(len(query), chosen))
+                after += _lost(query, key, a, b)
+                made.put(product.left.reader, left[m][1], product.left.rows[m], a.mT)
+        return Change(before / total, after / total, f"{self.basis} basis" if product.left.quarter is None else "kept pairs, turned")
+
+    def _pairs(self, queries: Sequence[Tensor], key: Tensor, chosen: Labels, quarter: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """What to multiply the queries of each head by that share the keys, and the keys."""
+        if self.basis == "best" and quarter is None:
+            a, b = best_pair(sum(queries, torch.zeros_like(key)), key, chosen)
+            return [a] * len(queries), b
+        fitted = fitted_pair if quarter is None else partial(turned_pair, quarter=quarter)
+        pairs = [fitted(query, key, chosen) for query in queries]
+        return [a for a, _ in pairs], pairs[0][1]
 
     def _values(self, mix: Mixing, seen: Spread, made: Rotated) -> Change:
         """New rows of the value projection, and new columns of the one that reads it."""
         before = after = total = 0.0
         weight = made.matrix(mix.out)
         for head, (chosen, places) in enumerate(made.kept(mix.values)):
-            second = seen.moments[mix.node, 2][head]
-            columns = weight[:, mix.columns[head]]
-            forward, back = best_factors(columns, second, len(chosen))
-            left, right = _selections(len(second), chosen)
-            for factors, add in (((left @ right.mT), True), (back @ forward, False)):
-                error = columns @ factors - columns if add else factors - columns
-                lost = float(((error @ second) * error).sum())
-                before, after = (before + lost, after) if add else (before, after + lost)
-            total += float(((columns @ second) * columns).sum())
+            members = [m for m in np.flatnonzero(mix.value_of == head) if made.reads(mix.out, mix.columns[m][chosen])]
+            if not members:
+                continue
+            columns = [weight[:, mix.columns[m]] for m in members]
+            seconds = [seen.moments[mix.node, 2][m] for m in members]
+            forward, _ = best_factors(torch.cat(columns), sum(seconds, torch.zeros_like(seconds[0])), len(chosen))
             made.put(mix.values.reader, places, mix.values.rows[head], forward)
-            made.put_columns(mix.out, mix.columns[head][chosen], back)
+            for m, own, second in zip(members, columns, seconds, strict=True):
+                back = best_reader(own, second, forward)
+                total += _read_energy(own, second)
+                left, right = _selections(len(second), chosen)
+                before += _read_energy(own @ left @ right.mT - own, second)
+                after += _read_energy(back @ forward - own, second)
+                made.put_columns(mix.out, mix.columns[m][chosen], back)
         return Change(before / total, after / total, f"{self.basis} basis")
 
 
@@ -158,12 +177,43 @@ def fitted_pair(query: Tensor, key: Tensor, chosen: Labels) -> tuple[Tensor, Ten
     return left @ inner, right
 
 
+def turned_pair(query: Tensor, key: Tensor, chosen: Labels, quarter: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices ``(d, k)`` that keep the chosen neurons, each pair of the query turned and scaled such that the product fits best.
+
+    ``quarter`` turns all pairs by a right angle. With a_p + b_p J for pair p, and z_p = (q_p . k_p, J q_p . k_p), the a and b solve
+    least squares for the sum of all q_p . k_p.
+    """
+    left, right = _selections(len(query), chosen)
+    other = quarter.abs().argmax(1).where(quarter.any(1), torch.arange(len(quarter)))
+    pair = torch.minimum(other, torch.arange(len(quarter)))
+    kept, place = torch.unique(pair[torch.as_tensor(chosen)], return_inverse=True)
+    if len(chosen) != int(torch.isin(pair, kept).sum()):
+        return left, right
+    member = torch.nn.functional.one_hot(pair, len(query)).to(query).mT
+    turns = (torch.eye(len(query), dtype=query.dtype), quarter.to(query))
+    grams = [[member @ ((x @ query @ y.mT) * key) @ member.mT for y in turns] for x in turns]
+    gram = torch.cat([torch.cat([part[kept][:, kept] for part in row], 1) for row in grams])
+    wanted = torch.cat([row[0][kept].sum(1) for row in grams])
+    start = torch.cat([torch.ones(len(kept)), torch.zeros(len(kept))]).to(query)
+    scale, turn = (start + _solved(gram, wanted - gram @ start)).chunk(2)
+    return left * scale[place] + quarter.to(query).mT @ left * turn[place], right
+
+
 def best_factors(columns: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors ``(k, d)`` and ``(out, k)`` whose product stands best for ``(out, d)`` columns, for inputs with second moments ``(d, d)``."""
     root, inverse = symmetric_root(second, floor=FLOOR)
     u, s, vh = torch.linalg.svd(columns @ root, full_matrices=False)
     scale = s[:rank].sqrt()
     return scale.unsqueeze(1) * vh[:rank] @ inverse, u[:, :rank] * scale
+
+
+def best_reader(columns: Tensor, second: Tensor, forward: Tensor) -> Tensor:
+    """The ``(out, k)`` factor that goes best with a ``(k, d)`` one in place of ``(out, d)`` columns."""
+    return _solved(forward @ second @ forward.mT, forward @ second @ columns.mT).mT
+
+
+def _read_energy(columns: Tensor, second: Tensor) -> float:
+    return max(float(((columns @ second) * columns).sum()), 0.0)
 
 
 def _solved(gram: Tensor, right: Tensor) -> Tensor:
@@ -194,7 +244,7 @@ def _thinner(cut: Cut) -> tuple[list[Product], list[Mixing], dict[str, str]]:
     rows = Rotated(cut)
     products, mixings, skipped = [], [], {}
     for node, kind in _losing(cut):
-        found = query_key(node, made) if kind == "qk" else mixing(node, made)
+        found = query_key(node, made, cut.solution.walk.capture) if kind == "qk" else mixing(node, made)
         if isinstance(found, str):
             skipped[name_of(node, kind)] = found
             continue

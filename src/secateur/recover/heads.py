@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.capture import Capture
 from secateur.groups.fields import Labels
 from secateur.recover.readers import Reader, packet, shape
+from secateur.recover.turned import turned
 from secateur.score.products import product_at
 
 _MOVES = (
     *("aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze", "aten.contiguous", "aten.clone"),
     *("aten.permute", "aten.transpose", "aten.t", "aten.mT", "aten.swapaxes", "aten.movedim", "aten.roll"),
     *("aten.slice", "aten.narrow", "aten.select", "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind"),
+    *("aten.expand", "aten.repeat_interleave"),
     *("aten.alias", "aten.detach", "aten.dropout"),
 )
 _SCALES = ("aten.mul", "aten.div")
@@ -34,16 +37,16 @@ class Heads:
     """Rows of the layer's weight: ``(heads, neurons)``."""
     head: Labels
     """The head at each place of the leading dimensions: ``(lead,)``."""
+    quarter: Tensor | None = None
+    """Where neurons are turned in pairs behind the layer, a quarter turn of all pairs: ``(neurons, neurons)``."""
 
     @classmethod
-    def of(cls, table: Labels, reader: Reader) -> Heads | str:
-        """Heads of a table ``(lead, tokens, neurons)`` that says which row made each element; a reason where it has none."""
-        if (table != table[:, :1]).any():
-            return "its tokens are made by different rows"
-        rows, head = np.unique(table[:, 0], axis=0, return_inverse=True)
+    def of(cls, table: Labels, reader: Reader, quarter: Tensor | None = None) -> Heads | str:
+        """Heads of a table ``(lead, neurons)`` that says which row made each element; a reason where it has none."""
+        rows, head = np.unique(table, axis=0, return_inverse=True)
         if np.unique(rows).size < rows.size:
             return "heads share rows"
-        return cls(reader, rows, head.reshape(-1))
+        return cls(reader, rows, head.reshape(-1), quarter)
 
     def kept(self, rows: Labels) -> list[tuple[Labels, Labels]]:
         """For each head the neurons whose rows stay, and the places of these among all rows that stay."""
@@ -60,6 +63,8 @@ class Product:
     node: fx.Node
     left: Heads
     right: Heads
+    key_of: Labels
+    """The head of keys that each head of queries meets; several may share one."""
     order: tuple[tuple[int, ...], tuple[int, ...]]
     """The dimensions of both operands in the order: leading ones, tokens, neurons."""
     operands: tuple[fx.Node, fx.Node]
@@ -75,26 +80,38 @@ class Mixing:
     values: Heads
     out: Reader
     columns: Labels
-    """Inputs of the reading layer: ``(heads, neurons)``."""
+    """Inputs of the reading layer: ``(mixed heads, neurons)``."""
+    head: Labels
+    """The mixed head at each place of the leading dimensions: ``(lead,)``."""
+    value_of: Labels
+    """The head of values that each mixed head is made of; several may share one."""
 
 
-def query_key(node: fx.Node, made: Mapping[fx.Node, Reader]) -> Product | str:
-    """The queries and keys of a product, if nothing but changes of shape and scale stands before it; else the reason."""
+def query_key(node: fx.Node, made: Mapping[fx.Node, Reader], capture: Capture) -> Product | str:
+    """The queries and keys of a product, if nothing but changes of shape and scale or rotary positions stand before it; else the reason."""
     product = product_at(node)
     if product is None:
         return "it is no product of two activations over one dimension"
     sides = []
     for operand, order in ((product.query, product.query_order), (product.key, product.key_order)):
-        found = _heads(operand, order, made)
+        found = _heads(operand, order, made, capture)
         if isinstance(found, str):
             return found
         sides.append(found)
     left, right = sides
-    pairs = {(int(a), int(b)) for a, b in zip(left.head, right.head, strict=False)}
-    if len(left.head) != len(right.head) or len(pairs) != len(left.rows) or len(pairs) != len(right.rows):
-        return "several query heads share one key head"
-    right = Heads(right.reader, right.rows[[b for _, b in sorted(pairs)]], left.head)
-    return Product(name_of(node, "qk"), node, left, right, (product.query_order, product.key_order), (product.query, product.key))
+    if not _alike(left.quarter, right.quarter):
+        return "queries and keys are not turned in the same pairs"
+    orders, operands = (product.query_order, product.key_order), (product.query, product.key)
+    leads = [tuple(shape(operand)[dim] for dim in order[:-2]) for operand, order in zip(operands, orders, strict=True)]
+    keys = _repeated(right.head, leads[1], leads[0])
+    key_of = None if keys is None else _one_each(left.head, keys)
+    if key_of is None:
+        return "a head of queries meets several heads of keys"
+    return Product(name_of(node, "qk"), node, left, right, key_of, orders, operands)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def mixing(node: fx.Node, made: Mapping[fx.Node, Reader]) -> Mixing | str:
@@ -103,20 +120,60 @@ def mixing(node: fx.Node, made: Mapping[fx.Node, Reader]) -> Mixing | str:
     operand = node.args[2 if "attention" in packet(node) else 1] if plain else None
     if not isinstance(operand, fx.Node):
         return f"{packet(node) or node.target} is not followed"
-    values = _heads(operand, tuple(range(len(shape(operand)))), made)
+    values = _heads(operand, tuple(range(len(shape(operand)))), made, None)
     if isinstance(values, str):
         return values
-    if shape(node)[:-2] != shape(operand)[:-2]:
-        return "several query heads share one value head"
-    lead = values.rows[values.head].reshape(*shape(node)[:-2], 1, -1)
-    table = torch.as_tensor(lead, dtype=torch.float64).expand(shape(node))
-    read = _read(node, table, {r.source: r for r in made.values()})
+    lead = shape(node)[:-2]
+    places = _repeated(values.head, shape(operand)[:-2], lead)
+    if places is None:
+        return "its leading dimensions are not those of the values"
+    found: tuple[Reader, Labels] | str = "nothing mixes its values"
+    for head in _mixed_heads(places, lead):
+        found = _columns(node, head, values.rows.shape[1], made)
+        if not isinstance(found, str):
+            value_of = _one_each(head, places)
+            assert value_of is not None
+            return Mixing(name_of(node, "v"), node, values, *found, head, value_of)
+    return str(found)
+
+
+def _repeated(head: Labels, own: tuple[int, ...], wanted: tuple[int, ...]) -> Labels | None:
+    """The head at each of so many leading places, where the last dimension may repeat each, as torch's attention does."""
+    if own == wanted:
+        return head
+    if not own or own[:-1] != wanted[:-1] or wanted[-1] % own[-1]:
+        return None
+    return np.repeat(head.reshape(own), wanted[-1] // own[-1], axis=-1).reshape(-1)
+
+
+def _one_each(heads: Labels, others: Labels) -> Labels | None:
+    """For each head the other one at the same places; ``None`` if some have several."""
+    first = np.unique(heads, return_index=True)[1]
+    found: Labels = others[first]
+    return found if (found[heads] == others).all() else None
+
+
+def _mixed_heads(places: Labels, lead: tuple[int, ...]) -> Iterator[Labels]:
+    """What may count as one head of mixed values: each head of values, or where several share one, each place of the last dimension."""
+    yield places
+    if lead:
+        inner = np.broadcast_to(np.arange(lead[-1]), lead).reshape(-1)
+        if _one_each(inner, places) is not None:
+            yield inner
+
+
+def _columns(node: fx.Node, head: Labels, depth: int, made: Mapping[fx.Node, Reader]) -> tuple[Reader, Labels] | str:
+    """The layer that reads mixed values, and the inputs where it reads each neuron of each head."""
+    table = (head[:, None] * depth + np.arange(depth)).reshape(*shape(node)[:-2], 1, depth)
+    read = _read(node, torch.as_tensor(table, dtype=torch.float64).expand(shape(node)), {r.source: r for r in made.values()})
     if isinstance(read, str):
         return read
     out, inputs = read
-    column = np.full(int(values.rows.max()) + 1, -1)
+    column = np.full((int(head.max()) + 1) * depth, -1)
     column[inputs] = np.arange(inputs.size)
-    return Mixing(name_of(node, "v"), node, values, out, column[values.rows])
+    if np.unique(inputs).size < inputs.size or (column < 0).any():
+        return "the next projection reads some neurons several times or never"
+    return out, column.reshape(-1, depth)
 
 
 def name_of(node: fx.Node, last: str) -> str:
@@ -130,25 +187,37 @@ def laid_out(values: Tensor, order: tuple[int, ...]) -> Tensor:
     return values.permute(order).flatten(0, -3) if len(order) > 2 else values.permute(order).unsqueeze(0)
 
 
-def _heads(operand: fx.Node, order: tuple[int, ...], made: Mapping[fx.Node, Reader]) -> Heads | str:
+def _heads(operand: fx.Node, order: tuple[int, ...], made: Mapping[fx.Node, Reader], capture: Capture | None) -> Heads | str:
+    """The heads of an operand; with a capture also where pairs of neurons are turned."""
     chain: list[fx.Node] = []
     node = operand
     while node not in made:
         before = _before(node)
         if before is None:
-            return f"{packet(node) or node.name} stands between a projection and the product"
+            break
         chain.append(node)
         node = before
+    if node not in made:
+        found = None if capture is None else turned(operand, lambda x: laid_out(x, order), made, _MOVES, capture)
+        if found is None:
+            return f"{packet(node) or node.name} stands between a projection and the product"
+        return _unfit(found.reader) or Heads.of(found.rows, found.reader, found.quarter)
     reader = made[node]
-    if reader.groups > 1 or (_has_bias(reader) and (reader.offset is None or reader.offset[0] != "bias")):
-        return "its projection is grouped, or its bias is not its own"
-    rank, size = len(shape(node)), shape(node)[reader.channel_dim]
+    size = shape(node)[reader.channel_dim]
     index = torch.arange(size, dtype=torch.float64).reshape(-1, *(1,) * (-1 - reader.channel_dim))
-    value: Any = index.expand(shape(node)) if rank else index
+    value: Any = index.expand(shape(node))
     for each in reversed(chain):
         value = _moved(each, value)
     table = laid_out(value, order).to(torch.int64).numpy()
-    return Heads.of(table, reader)
+    if (table != table[:, :1]).any():
+        return "its tokens are made by different rows"
+    return _unfit(reader) or Heads.of(table[:, 0], reader)
+
+
+def _unfit(reader: Reader) -> str:
+    if reader.groups > 1 or (_has_bias(reader) and (reader.offset is None or reader.offset[0] != "bias")):
+        return "its projection is grouped, or its bias is not its own"
+    return ""
 
 
 def _has_bias(reader: Reader) -> bool:

@@ -26,6 +26,11 @@ class Rotated:
         """For each head that stays in part the neurons that do, and their places among all rows that stay."""
         return heads.kept(self._rows(heads.reader))
 
+    def reads(self, reader: Reader, columns: Labels) -> bool:
+        """Whether any of these inputs of a layer stays."""
+        mask = self._slices.kept.get(reader.weight, {}).get(0 if reader.transposed else 1)
+        return mask is None or bool(mask.ravel()[columns].any())
+
     def matrix(self, reader: Reader) -> Tensor:
         """A dense weight as ``(out, in)``."""
         return reader.matrix(self._capture.leaf(reader.weight).detach())[0].double().cpu()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from secateur.recover.heads import Heads, Mixing, Product, laid_out
+from secateur.groups.fields import Labels
+from secateur.recover.heads import Mixing, Product, laid_out
 from secateur.recover.paired import Steps
 from secateur.recover.readers import arguments, shape
 from secateur.rewrite import Cut
@@ -24,19 +25,17 @@ class Spread:
         self._program = cut.solution.walk.capture.program
         self._products, self._mixings = products, mixings
         self._operands = list(_operands(products, mixings))
-        self.moments = {
-            (o.node, o.side): torch.zeros(len(o.heads.rows), *2 * o.heads.rows.shape[1:], dtype=torch.float64) for o in self._operands
-        }
+        self.moments = {(o.node, o.side): torch.zeros(o.heads, o.neurons, o.neurons, dtype=torch.float64) for o in self._operands}
 
     @property
     def neurons(self) -> int:
         """Neurons of the widest head."""
-        return max(int(operand.heads.rows.shape[1]) for operand in self._operands)
+        return max(operand.neurons for operand in self._operands)
 
     @property
     def tokens(self) -> int:
         """Tokens of a batch that each head sees, in the operand that has fewest."""
-        return min(math.prod(shape(operand.source)) // operand.heads.rows.size for operand in self._operands)
+        return min(math.prod(shape(operand.source)) // (operand.heads * operand.neurons) for operand in self._operands)
 
     def take(self, batch: Batch) -> None:
         """Add one batch."""
@@ -60,20 +59,20 @@ class Spread:
 
     def _add(self, each: Product | Mixing, inputs: Mapping[fx.Node, Tensor], output: Tensor, batch: Batch) -> None:
         if isinstance(each, Mixing):
-            self._gram(each.node, 2, output.reshape(-1, *output.shape[-2:]), each.values, batch, None)
+            self._gram(each.node, 2, output.reshape(-1, *output.shape[-2:]), each.head, batch, None)
             return
         own = each.left.reader.source is each.right.reader.source
         for side, heads in enumerate((each.left, each.right)):
             given = inputs[each.operands[side]]
             visible = _visible(each.node, inputs, given) if side == 1 or own else None
-            self._gram(each.node, side, laid_out(given, each.order[side]), heads, batch, visible)
+            self._gram(each.node, side, laid_out(given, each.order[side]), heads.head, batch, visible)
 
-    def _gram(self, node: fx.Node, side: int, values: Tensor, heads: Heads, batch: Batch, visible: Tensor | None) -> None:
+    def _gram(self, node: fx.Node, side: int, values: Tensor, head: Labels, batch: Batch, visible: Tensor | None) -> None:
         valid = max(1, len(values) * batch.valid // batch.size)
         values = values[:valid] if visible is None else values[:valid] * visible[:valid, :, None]
         precise = values if values.dtype == torch.float64 else values.float()
         grams = (precise.mT @ precise).double().cpu() / precise.shape[1]
-        self.moments[node, side].index_add_(0, torch.as_tensor(heads.head[:valid]), grams)
+        self.moments[node, side].index_add_(0, torch.as_tensor(head[:valid]), grams)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +82,16 @@ class _Operand:
     node: fx.Node
     side: int
     source: fx.Node
-    heads: Heads
+    heads: int
+    neurons: int
 
 
 def _operands(products: Sequence[Product], mixings: Sequence[Mixing]) -> Iterator[_Operand]:
     for product in products:
         for side, heads in enumerate((product.left, product.right)):
-            yield _Operand(product.node, side, product.operands[side], heads)
+            yield _Operand(product.node, side, product.operands[side], *heads.rows.shape)
     for mix in mixings:
-        yield _Operand(mix.node, 2, mix.node, mix.values)
+        yield _Operand(mix.node, 2, mix.node, *mix.columns.shape)
 
 
 def _visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:
@@ -101,4 +101,6 @@ def _visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -
     if mask is None or mask.shape[-1] != operand.shape[-2]:
         return None
     seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-2)
+    if seen.ndim > 1 and seen.shape[-2] != 1 and seen.shape[-2] != operand.shape[-3]:
+        seen = seen.any(-2, keepdim=True)
     return seen.expand(*operand.shape[:-2], seen.shape[-1]).flatten(0, -2).to(operand)

@@ -69,7 +69,7 @@ def sliced(layer: Any, kept: Tensor, dim: int) -> Any:
 
 def survivors(convolution: nn.Conv2d, ratio: float) -> Tensor:
     """The filters that stay, by the sum of their distances to all others."""
-    scores = pair_sums(convolution.weight.detach().flatten(1), distances)
+    scores = pair_sums(convolution.weight.detach().flatten(1), distances, of_equals=0)
     return scores.argsort(stable=True)[int(len(scores) * ratio + 1e-9) :].sort().values
 
 

@@ -45,13 +45,14 @@ class Member:
         return out.index_add(0, torch.as_tensor(self.channels, device=flat.device), flat)
 
     def flatten(self, values: Tensor) -> Tensor:
-        """One row for each position: shape ``(positions, rest)``."""
+        """One row for each position: shape ``(positions, rest)``; nothing but these is copied."""
+        at = torch.as_tensor(self.positions, device=values.device)
         if self.rows > 1:
-            shaped = values.reshape(self.rows, values.shape[0] // self.rows, *values.shape[1:])
-            table = shaped.transpose(1, 2).reshape(self.length, -1)
+            shaped = values.reshape(self.rows, values.shape[0] // self.rows, *values.shape[1:]).transpose(1, 2)
+            found = shaped[at // shaped.shape[1], at % shaped.shape[1]]
         else:
-            table = values.movedim(self.dim, 0).reshape(self.length, -1)
-        return table[torch.as_tensor(self.positions, device=values.device)]
+            found = values.movedim(self.dim, 0).index_select(0, at)
+        return found.reshape(at.numel(), -1)
 
 
 @dataclass(frozen=True, eq=False)

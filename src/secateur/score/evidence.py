@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -73,13 +73,11 @@ class Evidence:
         producers. Embeddings only count where nothing else makes the channels.
         """
         for member in _makers(group, self.lookups):
-            rows = _rows(member, self.weights[member.tensor].detach())
+            weight = self.weights[member.tensor].detach()
             for picked in occurrences(member.channels):
-                index = torch.as_tensor(picked, device=rows.device)
-                own = rows if picked.size == member.channels.size else rows[index]
                 positions = member.positions[picked]
                 parts = positions * self.partitions.get(member.tensor, 1) // member.length
-                yield Producer(member.tensor, positions, member.channels[picked], own, parts)
+                yield Producer(member.tensor, positions, member.channels[picked], _rows(member, positions, weight), parts)
 
     def seen(self, criterion: Hashable, group: ChannelGroup) -> tuple[Part, ...]:
         """What calibration found for a criterion in a group; an error says where data are missing."""
@@ -133,11 +131,11 @@ def lengths(rows: Tensor) -> Tensor:
     return found
 
 
-def _rows(member: Member, weight: Tensor) -> Tensor:
-    """The weight's rows for the member's positions, without a copy where these are all of its first dimension, in order."""
-    if member.dim == 0 and member.rows == 1 and np.array_equal(member.positions, np.arange(weight.shape[0])):
+def _rows(member: Member, positions: Labels, weight: Tensor) -> Tensor:
+    """The weight's rows for some of the member's positions, without a copy where these are all of its first dimension, in order."""
+    if member.dim == 0 and member.rows == 1 and np.array_equal(positions, np.arange(weight.shape[0])):
         return weight.reshape(weight.shape[0], -1)
-    return member.flatten(weight)
+    return replace(member, positions=positions).flatten(weight)
 
 
 def _makers(group: ChannelGroup, lookups: frozenset[str]) -> tuple[Member, ...]:

@@ -49,8 +49,8 @@ class GeometricMedian:
     def _of_rows(self, rows: Tensor) -> Tensor:
         first = math.floor(self.mix * rows.shape[0] + 1e-9)
         if not first:
-            return pair_sums(rows, distances)
+            return pair_sums(rows, distances, of_equals=0)
         order = lengths(rows).argsort(stable=True)
-        rest = pair_sums(rows[order[first:]], distances)
+        rest = pair_sums(rows, distances, of_equals=0, among=order[first:])
         below = torch.arange(first, dtype=rest.dtype, device=rest.device) / first * rest.min()
         return torch.cat([below, rest])[order.argsort()]

@@ -128,7 +128,7 @@ def pair_scores(query: Tensor, key: Tensor, gamma: int | float) -> Tensor:
 def unlikeness(rows: Tensor) -> Tensor:
     """How unlike all others each row is: the sum of ``1 - |cosine|``; nothing for rows of zeros."""
     alive = (rows != 0).any(1)
-    likeness = pair_sums(rows, cosines)
+    likeness = pair_sums(rows, cosines, of_equals=1)
     return torch.where(alive, rows.shape[0] - 1 - likeness, 0)
 
 

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from secateur.score.evidence import precise
+from secateur.score.equal_rows import equal_rows
+from secateur.score.evidence import lengths, precise
 
-TILE = 512
-"""Rows of a tile: two tiles in double precision and the pairs between them are what memory holds."""
+TILE, _ELEMENTS = 512, 1 << 20
+"""Rows of a tile, and elements where rows are long: two tiles in double precision and the pairs between them are what memory holds."""
 
 
-def pair_sums(rows: Tensor, of_pair: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """For each row the sum of a symmetric function over all other rows: shape ``(rows,)``.
+def pair_sums(rows: Tensor, of_pair: Callable[[Tensor, Tensor], Tensor], *, of_equals: float, among: Tensor | None = None) -> Tensor:
+    """For each row the sum of a symmetric function over all other rows: shape ``(rows,)``, the same to the last bit for equal rows.
 
-    ``of_pair`` takes tiles ``(a, d)`` and ``(b, d)`` and returns ``(a, b)``. The pair of a row with itself counts zero.
+    ``of_pair`` takes tiles ``(a, d)`` and ``(b, d)`` of rows that are all different and returns ``(a, b)``; ``of_equals`` is its value for
+    two rows that are equal. The pair of a row with itself counts zero. With ``among`` only the rows of these numbers are looked at, in
+    their order: shape ``(among,)``.
     """
-    total = precise(rows.new_zeros(rows.shape[0]))
-    for i, first in _tiles(rows):
-        for j, second in _tiles(rows[i.start :], i.start):
-            values = of_pair(first, second)
-            if i == j:
-                total[i] += values.fill_diagonal_(0).sum(1)
-            else:
-                total[i] += values.sum(1)
-                total[j] += values.sum(0)
-    return total
-
-
-def _tiles(rows: Tensor, start: int = 0) -> Iterator[tuple[slice, Tensor]]:
-    for low in range(0, rows.shape[0], TILE):
-        tile = rows[low : low + TILE]
-        yield slice(start + low, start + low + tile.shape[0]), precise(tile)
+    first, kind = equal_rows(rows)
+    kinds, kind, counts = torch.unique(kind if among is None else kind[among], return_inverse=True, return_counts=True)
+    weights = precise(counts)
+    total = (weights - 1) * of_equals
+    tiles = torch.split(torch.arange(len(kinds), device=rows.device), min(TILE, max(1, _ELEMENTS // max(1, rows.shape[1]))))
+    for number, i in enumerate(tiles):
+        one = precise(rows[first[kinds[i]]])
+        total[i] += of_pair(one, one).fill_diagonal_(0) @ weights[i]
+        for j in tiles[number + 1 :]:
+            values = of_pair(one, precise(rows[first[kinds[j]]]))
+            total[i] += values @ weights[j]
+            total[j] += weights[i] @ values
+    return total[kind]
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances between rows: shape ``(a, b)``."""
-    squares = torch.addmm(a.square().sum(1, keepdim=True) + b.square().sum(1), a, b.T, alpha=-2)
+    squares = torch.addmm(lengths(a).square().unsqueeze(1) + lengths(b).square(), a, b.T, alpha=-2)
     return squares.clamp_(min=0).sqrt_()
 
 

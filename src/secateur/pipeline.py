@@ -44,7 +44,7 @@ def apply(
     tolerance: float = TOLERANCE,
     seed: int | None = None,
     data: Data | Calibration | None = None,
-    samples: int | None = 64,
+    samples: int | None = 256,
     between: Between | None = None,
 ) -> Result:
     """Carry out a plan and prove the result, stage by stage; the given model stays as it is.

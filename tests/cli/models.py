@@ -64,3 +64,30 @@ class Pair(nn.Module):
 
 def samples() -> list[Tensor]:
     return [torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+
+
+class Branching(nn.Module):
+    """A stream that two convolutions write to, a grouped convolution in it, and an attention block behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.norm = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.q, self.k, self.v = (nn.Linear(16, 24) for _ in range(3))
+        self.out, self.last = nn.Linear(24, 18), nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.norm(self.more(x)) + x)
+        tokens = self.grouped(x).flatten(2).mT
+        q, k, v = (layer(tokens).unflatten(-1, (4, 6)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.last(self.out(mixed.transpose(1, 2).flatten(2)))
+        return out
+
+
+def branching() -> nn.Module:
+    model = Branching()
+    nn.init.uniform_(model.norm.weight, 0.2, 3)
+    return model

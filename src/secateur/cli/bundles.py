@@ -38,17 +38,36 @@ class Settings:
 
     def parameters(self) -> Sequence[inspect.Parameter]:
         """One option a field."""
-        panel = self.title or plain((self.cls.__doc__ or self.cls.__name__).splitlines()[0]).rstrip(".")
         hints, texts = get_type_hints(self.cls), field_texts(self.cls)
-        return [parameter(f, hints[f.name], texts.get(f.name, ""), panel) for f in self._fields()]
+        return [parameter(f, hints[f.name], texts.get(f.name, ""), self._panel) for f in self._fields()]
 
     def build(self, values: Values) -> Any:
         """An object of the class."""
         given = {f.name: values[f.name] for f in self._fields()}
         return self.cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
+    @property
+    def _panel(self) -> str:
+        return self.title or plain((self.cls.__doc__ or self.cls.__name__).splitlines()[0]).rstrip(".")
+
     def _fields(self) -> list[Field[Any]]:
         return [f for f in fields(self.cls) if f.name not in self.leave_out]
+
+
+@dataclass(frozen=True)
+class LeftOpen(Settings):
+    """The fields of one settings class, none of which has to be given: an object where one is, else nothing."""
+
+    def parameters(self) -> Sequence[inspect.Parameter]:
+        """One option a field, each without a value until somebody gives one."""
+        hints, texts = get_type_hints(self.cls), field_texts(self.cls)
+        told = {f.name: f"{texts.get(f.name, '')} (default: {default_of(f)})" for f in self._fields()}
+        return [parameter(f, _openly(f, hints[f.name]), told[f.name], self._panel, default=None) for f in self._fields()]
+
+    def build(self, values: Values) -> Any:
+        """An object of the class, with defaults for what was not given; nothing if nothing was."""
+        given = {f.name: values[f.name] for f in self._fields() if values[f.name] is not None}
+        return self.cls(**{name: None if value is NOTHING else value for name, value in given.items()}) if given else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,8 @@ def parameter(f: Field[Any], hint: Any, text: str, panel: str, *, default: Any =
     default = default_of(f) if default is MISSING else default
     declared = f.metadata["declare"](text, panel) if "declare" in f.metadata else _usual(f.name, hint, text, panel)
     many = get_origin(hint) is tuple
-    read = list[str] if many else float | None if set(get_args(hint)) >= _NUMBER else hint
+    parsed = Nothing in get_args(hint) or set(get_args(hint)) >= _NUMBER
+    read = list[str] if many else float | None if parsed else hint
     value = inspect.Parameter.empty if default is MISSING else list(default) if many else default
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=Annotated[read, declared])
 
@@ -134,15 +154,33 @@ def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
+class Nothing:
+    """What an option holds that was set to nothing, where leaving it out means something else."""
+
+
+NOTHING = Nothing()
+NUMBER_OR_NONE = "NUMBER|none"
 _MAPPINGS = frozenset([get_origin(Mapping[str, int])])
 _NUMBER = frozenset([int, float])
 
 
 def _usual(name: str, hint: Any, text: str, panel: str) -> Any:
     """An option of the field's name; a flag that is off by default has no negative form."""
+    if Nothing in get_args(hint):
+        return typer.Option(f"--{dashed(name)}", help=text, rich_help_panel=panel, parser=_number_or_nothing, metavar=NUMBER_OR_NONE)
     if set(get_args(hint)) >= _NUMBER:
         return typer.Option(f"--{dashed(name)}", help=text, rich_help_panel=panel, parser=_number, metavar="NUMBER")
     return typer.Option(f"--{dashed(name)}", help=text, rich_help_panel=panel)
+
+
+def _number_or_nothing(text: str) -> int | Nothing:
+    """A whole number, or the word ``none``."""
+    return NOTHING if text == "none" else int(text)
+
+
+def _openly(f: Field[Any], hint: Any) -> Any:
+    """The type of an option without a value; one that may be set to nothing can be told from one that is not set."""
+    return (int | Nothing | None) if type(None) in get_args(hint) and default_of(f) is not None else hint | None
 
 
 def _number(text: str) -> int | float:

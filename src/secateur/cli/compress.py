@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.allocate import Options
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, Destination
 from secateur.cli.progress import working
-from secateur.cli.registry import Recovering, SuitedCriterion, SuitedSpread
+from secateur.cli.registry import OpenOptions, Recovering, SuitedCriterion, SuitedSpread
 from secateur.cli.results import Cutting, Timing, saved
-from secateur.cli.selection import Calibration, Selection, left_open
+from secateur.cli.selection import Calibration, Selection
 from secateur.cli.source import Source
 from secateur.errors import SelectionError
 from secateur.pipeline import recovered, recovering
@@ -45,7 +44,7 @@ def compress(
     selection: Selection,
     criterion: SuitedCriterion,
     allocator: SuitedSpread,
-    options: Options,
+    options: OpenOptions,
     calibration: Calibration,
     recover: Recovering,
     ways: Ways,
@@ -63,13 +62,13 @@ def compress(
     found = opened.study()
     wanted = replace(selection, target_macs=HALF) if selection.is_empty else selection
     if ways.cheaper:
-        if criterion is not None or allocator is not None or options != Options():
+        if criterion is not None or allocator is not None or options is not None:
             raise SelectionError(
                 "--cheaper scores channels by what their readers lose: leave out --criterion, --allocator and their settings."
             )
         chosen = ways.plan(found, wanted, calibration, recover)
     else:
-        chosen = wanted.plan(found, criterion, allocator, left_open(options), calibration)
+        chosen = wanted.plan(found, criterion, allocator, options, calibration)
     plan = opened.remembered(chosen)
     data, samples = calibration.data, calibration.samples
     result = cutting.cut(found, plan, timing, seed=source.seed, data=data, samples=samples, recover=recover)

@@ -10,20 +10,19 @@ from typing import Any
 
 import typer
 
-from secateur.cli.bundles import dashed
+from secateur.cli.bundles import NUMBER_OR_NONE, dashed
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the values of a TOML or JSON file for options that are not on the command line."""
     if path is None:
         return None
-    names = {p.name for p in context.command.params}
+    options = {p.name: p for p in context.command.params if p.name}
     given = {key.replace("-", "_"): value for key, value in _content(path).items()}
-    if unknown := [key for key in given if key not in names or key == "config"]:
-        known = ", ".join(sorted(dashed(n) for n in names if n and n != "config"))
+    if unknown := [key for key in given if key not in options or key == "config"]:
+        known = ", ".join(sorted(dashed(n) for n in options if n != "config"))
         raise typer.BadParameter(f"{path} sets {unknown[0]!r}, which is no option here. The options are: {known}.")
-    many = {p.name for p in context.command.params if p.multiple}
-    context.default_map = {key: _listed(value) if key in many else value for key, value in given.items()}
+    context.default_map = {key: _typed(options[key], value) for key, value in given.items()}
     return path
 
 
@@ -36,6 +35,15 @@ def _content(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path} must hold options by name.")
     return content
+
+
+def _typed(option: Any, value: Any) -> Any:
+    """A value as somebody would type it, so that both are read alike; a null is nothing where an option takes that, else not given."""
+    if value is None:
+        return "none" if option.metavar == NUMBER_OR_NONE else None
+    if option.multiple:
+        return _listed(value)
+    return value if getattr(option, "is_flag", False) else str(value)
 
 
 def _listed(value: Any) -> list[str]:

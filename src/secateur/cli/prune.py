@@ -12,9 +12,9 @@ from secateur.allocate import Options
 from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, Destination, refuse_existing
-from secateur.cli.registry import Criterion, Spread
+from secateur.cli.registry import Criterion, OpenOptions, Spread
 from secateur.cli.results import Cutting, Timing, saved
-from secateur.cli.selection import Calibration, Selection, left_open
+from secateur.cli.selection import Calibration, Selection
 from secateur.cli.source import Source
 from secateur.plan import Plan
 
@@ -48,7 +48,7 @@ def prune(
     selection: Selection,
     criterion: Criterion,
     allocator: Spread,
-    options: Options,
+    options: OpenOptions,
     calibration: Calibration,
     planning: Planning,
     cutting: Cutting,
@@ -63,7 +63,7 @@ def prune(
     planning.check(destination)
     opened = source.open()
     found = opened.study()
-    settings = options if selection.target_latency is None else left_open(options)
+    settings = options or (Options() if selection.target_latency is None else None)
     plan = opened.remembered(selection.plan(found, criterion, allocator, settings, calibration))
     planning.keep(plan, destination.force)
     if planning.dry_run:

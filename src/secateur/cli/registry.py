@@ -1,12 +1,12 @@
-"""Names for criteria, allocators and recoveries: they exist here, at the edge, and nowhere else."""
+"""Names for criteria, allocators and recoveries, and how their options are given: they exist here, at the edge, and nowhere else."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Annotated
 
-from secateur.allocate import Allocator, GlobalRank, Isomorphic, Knapsack, Slamp, Uniform
-from secateur.cli.bundles import Choice
+from secateur.allocate import Allocator, GlobalRank, Isomorphic, Knapsack, Options, Slamp, Uniform
+from secateur.cli.bundles import Choice, LeftOpen
 from secateur.recover import BatchNorm, FoldMeans, Merge, Nothing, Recovery, Refit, Standard
 from secateur.score import L2, OBS, SNP, Fisher, GeometricMedian, GroupNorm, NuclearNorm, Random, Scorer, Signal, Taylor, Variance
 
@@ -65,3 +65,4 @@ Recovering = Annotated[Recovery, RECOVERIES]
 Mending = Annotated[Recovery, replace(RECOVERIES, default="none")]
 SuitedCriterion = Annotated[Scorer | None, SUITED_CRITERIA]
 SuitedSpread = Annotated[Allocator | None, SUITED_ALLOCATORS]
+OpenOptions = Annotated[Options | None, LeftOpen(Options)]

@@ -62,7 +62,7 @@ class Cutting:
         *,
         seed: int = 0,
         data: str | None = None,
-        samples: int | None = 64,
+        samples: int | None = 256,
         recover: Recovery | None = None,
     ) -> Result:
         """The smaller model, proven and measured; with data what a cut left is recovered before it is factorized."""

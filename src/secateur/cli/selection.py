@@ -108,11 +108,6 @@ class Selection:
         }
 
 
-def left_open(options: Options) -> Options | None:
-    """Options that somebody has set; nothing where none of them was."""
-    return None if options == Options() else options
-
-
 def fractions(what: str, text: str, example: str) -> list[float]:
     """Numbers between commas, as an option of that name has them."""
     try:

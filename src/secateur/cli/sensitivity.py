@@ -9,12 +9,11 @@ from typing import Literal
 
 from rich.text import Text
 
-from secateur.allocate import Options
 from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, command_line, refuse_existing
-from secateur.cli.registry import Mending, SuitedCriterion
-from secateur.cli.selection import Calibration, fractions, left_open
+from secateur.cli.registry import Mending, OpenOptions, SuitedCriterion
+from secateur.cli.selection import Calibration, fractions
 from secateur.cli.source import Source
 from secateur.errors import FileError
 from secateur.rewrite.apply import Prefer
@@ -72,7 +71,7 @@ def sensitivity(
     source: Source,
     cuts: Cuts,
     criterion: SuitedCriterion,
-    options: Options,
+    options: OpenOptions,
     calibration: Calibration,
     recover: Mending,
     table: Table,
@@ -94,7 +93,7 @@ def sensitivity(
         evaluate=evaluate,
         criterion=criterion,
         exclude=cuts.exclude,
-        options=left_open(options),
+        options=options,
         recover=recover,
         prefer=cuts.prefer,
         workers=cuts.workers,

@@ -8,12 +8,11 @@ from typing import Literal
 
 from rich.text import Text
 
-from secateur.allocate import Options
 from secateur.cli.bundles import option
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, command_line, refuse_existing
-from secateur.cli.registry import Recovering, SuitedCriterion, SuitedSpread
-from secateur.cli.selection import Calibration, fractions, left_open
+from secateur.cli.registry import OpenOptions, Recovering, SuitedCriterion, SuitedSpread
+from secateur.cli.selection import Calibration, fractions
 from secateur.cli.source import Source
 from secateur.rewrite.apply import Prefer
 from secateur.sweep import Sweep
@@ -64,7 +63,7 @@ def sweep(
     sweeping: Sweeping,
     criterion: SuitedCriterion,
     allocator: SuitedSpread,
-    options: Options,
+    options: OpenOptions,
     calibration: Calibration,
     recover: Recovering,
     place: Place,
@@ -88,7 +87,7 @@ def sweep(
         criterion=criterion,
         allocator=allocator,
         exclude=sweeping.exclude,
-        options=left_open(options),
+        options=options,
         recover=recover,
         prefer=sweeping.prefer,
         latency=sweeping.latency,

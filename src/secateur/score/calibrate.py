@@ -33,7 +33,7 @@ def calibrate(
     data: Data,
     *,
     combine: Combine | None = None,
-    samples: int | None = 64,
+    samples: int | None = 256,
 ) -> Mapping[tuple[Hashable, str], tuple[Part, ...]]:
     """Show data to all criteria in one pass; what they saw goes into the evidence as ``observed``.
 

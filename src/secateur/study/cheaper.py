@@ -59,7 +59,7 @@ class Cheaper:
         data: Data | Calibration | None,
         *,
         exclude: Sequence[Leave] = (),
-        samples: int | None = 64,
+        samples: int | None = 256,
         between: Between | None = None,
     ) -> Plan:
         """One plan for a studied model; ``between`` recovers what is left after channels went, before ranks are chosen for it."""

@@ -92,7 +92,7 @@ class Study:
         return fingerprint({name: tuple(shape) for name, shape in tensors.items()})
 
     def scores(
-        self, criterion: Scorer | None = None, *, data: Any = None, options: Options | None = None, samples: int | None = 64
+        self, criterion: Scorer | None = None, *, data: Any = None, options: Options | None = None, samples: int | None = 256
     ) -> Mapping[str, Tensor]:
         """Scores of every prunable group, by name; higher means keep.
 
@@ -119,7 +119,7 @@ class Study:
         exclude: Sequence[Leave] = (),
         options: Options | None = None,
         data: Any = None,
-        samples: int | None = 64,
+        samples: int | None = 256,
         scores: Mapping[str, Tensor] | None = None,
     ) -> Plan:
         """Decide what goes, and return it as a plan; nothing is changed.
@@ -169,7 +169,7 @@ class Study:
         target: Target | None = None,
         exclude: Sequence[Leave] = (),
         data: Data | Calibration | None = None,
-        samples: int | None = 64,
+        samples: int | None = 256,
         fit: Fit | None = None,
         correct_bias: bool = True,
         round_to: int = 1,
@@ -301,7 +301,7 @@ class Study:
         return replace(study(model, (self.capture.args, dict(self.capture.kwargs))), start=start)
 
     def after(
-        self, plan: Plan, *, data: Data | Calibration | None = None, samples: int | None = 64, between: Between | None = None
+        self, plan: Plan, *, data: Data | Calibration | None = None, samples: int | None = 256, between: Between | None = None
     ) -> Study:
         """A study of the model that a plan leaves; plans that it makes hold the edits of that plan too, and belong to the dense model.
 

@@ -105,6 +105,7 @@ CASES = [
     Case("decoder_2d", lambda: cv.Decoder(2), image(2, 8, 8)),
     Case("decoder_3d", lambda: cv.Decoder(3), image(2, 4, 4, 4)),
     Case("grouped_decoder", cv.GroupedDecoder, PIXELS, heads=True),
+    Case("first_grouped_decoder", cv.FirstGroupedDecoder, image(4, 8, 8)),
     Case("second_order", cv.SecondOrder, PIXELS),
     Case("squeeze_excite", cv.SqueezeExcite, PIXELS),
     Case("neighbouring_channels", cv.NeighbouringChannels, PIXELS),

@@ -159,6 +159,18 @@ class GroupedDecoder(nn.Module):
         return self.out(self.each(self.mix(F.relu(self.up(self.stem(x))))))
 
 
+class FirstGroupedDecoder(nn.Module):
+    """A grouped transposed convolution that reads the inputs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 12, 3, stride=2, padding=1, groups=2)
+        self.norm, self.last = nn.BatchNorm2d(12), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.norm(self.up(x))))
+
+
 class SecondOrder(nn.Module):
     """Pooling of all products of two channels, as in bilinear networks."""
 

@@ -89,8 +89,8 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     joint = [f for f in x.fields if 1 in f.dims and len(f.dims) > 1]
     mine = [f for f in x.fields if f.dims == {1}]
     weights = [f for f in weight.fields if f.dims == {0}]
-    if not any(1 in f.dims for f in x.fields) and len(weights) == 1 and weight.leaf and not transposed:
-        return (*others, _from_bare_input(call, weight, weights[0].labels.ravel(), groups))
+    if not any(1 in f.dims for f in x.fields) and len(weights) == 1 and weight.leaf:
+        return (*others, _from_bare_input(call, weight, weights[0].labels.ravel(), groups, transposed=transposed))
     if joint or len(mine) != 1 or len(weights) != 1 or not (weight.leaf or (channels == groups and not transposed)):
         return _bare_group(call, x, weight, others)
     inputs, slots = mine[0].labels.reshape(groups, -1), weights[0].labels.ravel()
@@ -112,20 +112,29 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     return (*others, Field(along(labels.reshape(out), 1, rank)))
 
 
-def _from_bare_input(call: Call, weight: Operand, slots: np.ndarray, groups: int) -> Field:
+def _from_bare_input(call: Call, weight: Operand, slots: np.ndarray, groups: int, *, transposed: bool) -> Field:
     """Groups of input channels that all stay: each makes equally many channels."""
-    call.ledger.note(weight.fields, frozenset({0}), "writes")
-    call.ledger.rectangles.append(Rectangle(slots.reshape(groups, -1), None, call.ledger.place.node))
-    call.ledger.freeze_fields(tuple(f for f in weight.fields if f.dims == {1}), "reads channels that are not made by prunable weights")
-    return Field(along(slots, 1, len(call.shape)))
+    labels = _slots(call, weight, groups) if transposed else slots.reshape(groups, -1)
+    call.ledger.roles.append((labels.ravel(), "writes", call.ledger.place.node))
+    call.ledger.rectangles.append(Rectangle(labels, None, call.ledger.place.node))
+    read = 0 if transposed else 1
+    call.ledger.freeze_fields(tuple(f for f in weight.fields if f.dims == {read}), "reads channels that are not made by prunable weights")
+    if transposed:
+        _orphan(call, weight)
+    return Field(along(labels.ravel(), 1, len(call.shape)))
+
+
+def _slots(call: Call, weight: Operand, groups: int) -> np.ndarray:
+    """Labels of what a grouped transposed convolution makes, one row a group."""
+    assert weight.leaf
+    size = call.shape[1]
+    return call.ledger.grouped.setdefault(weight.leaf, call.ledger.fresh(size).reshape(groups, -1))
 
 
 def _grouped_transposed(call: Call, weight: Operand, inputs: np.ndarray, slots: np.ndarray, groups: int, others: Fields) -> Fields:
     """Weight ``(in, out / groups, ...)``: dimension 0 reads; the output side has slots for each group."""
     call.ledger.unite(inputs, slots.reshape(groups, -1))
-    out = call.shape[1]
-    assert weight.leaf
-    own = call.ledger.grouped.setdefault(weight.leaf, call.ledger.fresh(out).reshape(groups, -1))
+    out, own = call.shape[1], _slots(call, weight, groups)
     depthwise = inputs.shape[1] == own.shape[1] == 1
     call.ledger.note(weight.fields, frozenset({0}), "carries" if depthwise else "reads")
     call.ledger.roles.append((own.ravel(), "carries" if depthwise else "writes", call.ledger.place.node))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from score.by_hand import group, solved
 from secateur.errors import SelectionError
-from secateur.score import Combine, Evidence, NuclearNorm, calibrate, gather
+from secateur.score import L2, SNP, Combine, Evidence, GeometricMedian, NuclearNorm, Scorer, calibrate, gather
 from secateur.score.nuclear_norm import FeatureMaps
 from secateur.score.observer import Call
 
@@ -112,6 +112,41 @@ def test_backward_scores_the_activation_behind_the_sum() -> None:
     expected = direct(torch.relu(model.second(first) + first))
     combine = Combine("backward", "tss_norm")
     torch.testing.assert_close(scored(model, data[:2], data, combine), expected / expected.sum(), rtol=1e-6, atol=1e-8)
+
+
+class Stream(Residual):
+    """Two sums in one stream, the second without an activation, and a layer of its own behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third, self.inner = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1)
+        self.out = nn.Conv2d(5, 2, 1)
+
+    def sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.first(x)
+        second = torch.relu(self.second(first) + first)
+        return second, self.third(second) + second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.inner(self.sums(x)[1])))
+
+
+def test_backward_averages_over_the_sums_of_a_stream_and_scores_other_layers_by_what_they_put_out() -> None:
+    model, data = Stream(), torch.randn(6, 3, 5, 5)
+    solution, groups = solved(model, data[:2])
+    combine = Combine("backward", "tss_norm")
+    evidence = gather(solution, combine=combine, observed=calibrate(solution, groups, [NuclearNorm()], data, combine=combine))
+    shares = [norms / norms.sum() for norms in map(direct, (*model.sums(data), model.inner(model.sums(data)[1])))]
+    stream, inner = (NuclearNorm()(group, evidence) for group in groups[:2])
+    torch.testing.assert_close(stream, (shares[0] + shares[1]) / 2, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(inner, shares[2], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("criterion", [L2(), GeometricMedian(), SNP()], ids=str)
+def test_backward_is_refused_by_criteria_that_look_at_one_producer_at_a_time(criterion: Scorer) -> None:
+    solution, groups = solved(Residual(), torch.randn(2, 3, 5, 5))
+    with pytest.raises(SelectionError, match="'backward' scores feature maps after an addition"):
+        criterion(groups[0], gather(solution, combine=Combine("backward")))
 
 
 def test_backward_of_the_worked_example() -> None:

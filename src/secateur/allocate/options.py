@@ -18,7 +18,7 @@ class Options:
     """How scores are combined and compared, and how counts are rounded."""
 
     policy: Policy = "average"
-    """How the scores of coupled producers become one."""
+    """How the scores of coupled producers become one; with ``backward`` what they add up to is scored, which takes feature maps."""
     layer_norm: LayerNorm = "standard_score"
     """How the scores of a layer are scaled before they are combined or compared with those of other layers."""
     group_policy: GroupPolicy = "none"

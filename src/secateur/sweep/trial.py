@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.measure import Latency, compare_latency, measure
+from secateur.measure import Latency, compare_latency, measure, slower_than_dense
 from secateur.pipeline import apply, recovered
 from secateur.plan import Plan
 from secateur.recover import Recovery
@@ -75,14 +75,15 @@ class Trials:
         except SecateurError as error:
             return str(error)
         pair = {"dense": self.found.model, "compressed": result.model}
+        latency = compare_latency(pair, result.args, result.kwargs) if self.latency else {}
         return Trial(
             plan=result.plan,
             macs=result.after.macs,
             parameters=result.after.parameters,
             metric=measured_by(self.evaluate, result.model),
             proof_error=result.proof.error,
-            latency=compare_latency(pair, result.args, result.kwargs) if self.latency else {},
-            notes=result.notes,
+            latency=latency,
+            notes=(*result.notes, *(slower_than_dense(latency) if latency else ())),
         )
 
     def dense(self) -> Dense:

@@ -46,8 +46,7 @@ def distance(found: Study, model: nn.Module, data: list[Any]) -> float:
         return sum(float((call(found.model, x) - call(model, x)).square().sum()) for x in data)
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
-@pytest.mark.parametrize("kind", ["qk", "v"])
+@pytest.mark.parametrize(("name", "kind"), [*((name, kind) for kind in ("qk", "v") for name in FOLLOWED), ("einsum_attention", "qk")])
 def test_scores_and_values_come_nearer_and_no_shape_changes(name: str, kind: str) -> None:
     _, cut, result = thinner(BY_NAME[name], (kind,))
     shapes = {key: tensor.shape for key, tensor in result.model.state_dict().items()}
@@ -120,12 +119,11 @@ def test_factors_of_what_reads_values_by_hand() -> None:
     torch.testing.assert_close(values @ (back @ forward).mT, u[:, :2] * s[:2] @ vh[:2])
 
 
-@pytest.mark.parametrize(("name", "why"), [("einsum_attention", "no product of two activations")])
-def test_what_is_not_free_stays_with_a_reason(name: str, why: str) -> None:
-    _, cut, result = thinner(BY_NAME[name], ("qk",))
+def test_what_is_not_free_stays_with_a_reason() -> None:
+    _, cut, result = thinner(BY_NAME["einsum_attention"], ("v",))
     before = {key: tensor.clone() for key, tensor in result.model.state_dict().items()}
-    recovered = Attention()(result.model, cut, batches(BY_NAME[name]))
-    assert why in recovered.skipped["qk"]
+    recovered = Attention()(result.model, cut, batches(BY_NAME["einsum_attention"]))
+    assert "aten.einsum is not followed" in recovered.skipped["v"]
     assert not recovered.changes
     assert all(torch.equal(tensor, before[key]) for key, tensor in result.model.state_dict().items())
 

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from cases import CASES, call
 from score.by_hand import group, solved
+from secateur.allocate import Options
 from secateur.errors import SelectionError
 from secateur.groups import ChannelGroup
 from secateur.score import SNP, Combine, Evidence, calibrate, gather
 from secateur.score.snp import pair_scores, unlikeness
+from secateur.study import study
 
 PLAIN = Combine("average", "none")
 
@@ -117,6 +124,63 @@ def test_a_key_head_shared_by_queries_is_averaged_over_them(how: str) -> None:
         q, k, _ = model.split(data)
     expected = pair_scores(q, k.repeat_interleave(2, dim=1), 0.9).mean(0).unflatten(0, (2, 2)).mean(1).flatten()
     torch.testing.assert_close(found, expected)
+
+
+class Operands(TorchFunctionMode):
+    """Keeps the queries and keys of a model's attention, as ``(batch, heads, tokens, neurons)``, whatever function multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            self.found.append((args[0], args[1]))
+        elif name in ("matmul", "__matmul__") and args[0].ndim == 4 and not self.found:
+            self.found.append((args[0], args[1].mT))
+        elif name == "einsum" and not self.found:
+            self.found.append((args[1].transpose(1, 2), args[2].transpose(1, 2)))
+        elif name == "multi_head_attention_forward":
+            query, _, _, width, heads, weight, bias = args[:7]
+            query, key = (query @ weight[: 2 * width].T + bias[: 2 * width]).chunk(2, -1)
+            self.found.append(tuple(each.transpose(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key)))
+        return func(*args, **(kwargs or {}))
+
+
+def shared_by_two(scores: Tensor) -> Tensor:
+    """A key head serves two query heads."""
+    return scores.unflatten(0, (-1, 2)).mean(1)
+
+
+def turned_alike(scores: Tensor) -> Tensor:
+    """Both halves of every head go together, in all heads, since one table turns them."""
+    return scores.mean(0).unflatten(0, (2, -1)).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "joined"),
+    [
+        *((name, None) for name in ("separate_qkv", "fused_qkv", "head_major_qkv", "chunked_qkv", "library_attention")),
+        *((name, None) for name in ("einsum_attention", "cross_attention", "language_model")),
+        ("expanded_keys", shared_by_two),
+        ("rotary", turned_alike),
+    ],
+)
+@pytest.mark.parametrize("gamma", [0.9, 2])
+def test_every_way_to_write_attention_is_scored_by_its_own_queries_and_keys(
+    name: str, joined: Callable[[Tensor], Tensor] | None, gamma: float
+) -> None:
+    case = next(case for case in CASES if case.name == name)
+    found, inputs = study(case.model(), case.inputs()), case.inputs(6)
+    group = next(g for g in found.groups if g.name.endswith("qk"))
+    pairs = gather(found.solution).products_of(group)
+    scores = found.scores(SNP(gamma), data=[inputs], options=Options(policy="sum", layer_norm="none"))[group.name][torch.as_tensor(pairs)]
+    operands = Operands()
+    with torch.no_grad(), operands:
+        call(found.model, inputs)
+    expected = pair_scores(*operands.found[0], gamma).mean(0)
+    torch.testing.assert_close(scores, (joined(expected) if joined else expected).flatten(), rtol=1e-4, atol=1e-4)
 
 
 def test_other_layers_are_scored_without_data() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,21 +55,30 @@ def _of(query: Any, key: Any, *, transposed: bool) -> Product | None:
 
 def _of_einsum(node: fx.Node) -> Product | None:
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    inputs, arrow, out = equation.partition("->")
-    words = inputs.split(",")
-    if not arrow or "." in equation or len(words) != 2 or not isinstance(operands, list | tuple):
+    if not isinstance(operands, list | tuple) or len(operands) != 2 or "->" not in equation:
         return None
-    shared = set(words[0]) & set(words[1])
-    batch = [letter for letter in words[0] if letter in shared and letter in out]
-    orders = []
-    for word in words:
-        tokens = [letter for letter in word if letter not in shared]
-        summed = [letter for letter in words[0] if letter in shared and letter not in out]
-        if len(tokens) != 1 or len(summed) != 1:
-            return None
-        orders.append(tuple(word.index(letter) for letter in (*batch, *tokens, *summed)))
     query, key = operands
-    return Product(query, key, *orders) if isinstance(query, fx.Node) and isinstance(key, fx.Node) else None
+    if not isinstance(query, fx.Node) or not isinstance(key, fx.Node):
+        return None
+    inputs, _, out = equation.partition("->")
+    first, second = inputs.split(",")
+    ranks = {_rank(each) - len(word.replace("...", "")) for each, word in ((query, first), (key, second)) if "..." in word}
+    if len(ranks) > 1:
+        return None
+    some = "".join(chr(ord("\u0100") + n) for n in range(max(ranks, default=0)))
+    words, made = [word.replace("...", some) for word in (first, second)], out.replace("...", some)
+    batch = [letter for letter in words[0] if letter in words[1] and letter in made]
+    query_order, key_order = (_order(own, other, made, batch) for own, other in (words, words[::-1]))
+    return None if query_order is None or key_order is None else Product(query, key, query_order, key_order)
+
+
+def _order(own: str, other: str, made: str, batch: Sequence[str]) -> tuple[int, ...] | None:
+    """The dimensions of one operand in the order of a product, if it has one of tokens and one that is summed over."""
+    summed = [letter for letter in own if letter in other and letter not in made]
+    tokens = [letter for letter in own if letter not in other]
+    if len(tokens) != 1 or len(summed) != 1:
+        return None
+    return tuple(own.index(letter) for letter in (*batch, *tokens, *summed))
 
 
 def _rank(node: fx.Node) -> int:

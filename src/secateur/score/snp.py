@@ -31,7 +31,7 @@ class SNP:
         s_i = sum_{j <= gamma} |u_j . q_i| |v_j . k_i| / (||q_i|| ||k_i||)
 
     which is the sum of the cosines between the leading terms of Q K^T and the term that the pair i adds; it needs data.
-    All others, over the weights of a layer, without data:
+    All others, over the weights of a layer, without data, and pairs whose product is none of two matrices:
 
         s_i = sum_j (1 - |cos(w_i, w_j)|)
 

@@ -76,8 +76,11 @@ def ours(study: sc.Study, task: Task, name: str, options: argparse.Namespace) ->
     """One row for each criterion, part and ratio."""
     dense, settings = task.metric(task.model), sc.Options(layer_norm="tss_norm")
     print(f"{name}: dense {dense:.2f}, {study.macs.total // TOGETHER:,} MACs", flush=True)
-    for title in options.criteria or [c for c in CRITERIA if name != "minilm" or "batch norm" not in c]:
-        scores = study.scores(CRITERIA[title], data=task.calibration, options=settings, samples=options.calibration)
+    titles = options.criteria or [c for c in CRITERIA if name != "minilm" or "batch norm" not in c]
+    by_title = study.scores_by(
+        {title: CRITERIA[title] for title in titles}, data=task.calibration, options=settings, samples=options.calibration
+    )
+    for title, scores in by_title.items():
         for part, patterns in PARTS[name].items():
             for ratio in options.ratios:
                 wanted = ratios(named(study, patterns), ratio)

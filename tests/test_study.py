@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from secateur.allocate import Options
 from secateur.errors import ModelError, PlanError, SelectionError
 from secateur.plan import Plan, Prune
 from secateur.rewrite import offenders
-from secateur.score import L2, NuclearNorm, Random
+from secateur.score import L2, OBS, SNP, NuclearNorm, Random, Taylor, Variance
+from secateur.score.calibrate import _Watch
+from secateur.score.nuclear_norm import FeatureMaps
 from secateur.study import Study, study
 
 BY_NAME = {case.name: case for case in CASES}
@@ -177,3 +180,40 @@ def test_the_fingerprint_knows_names_and_shapes_and_no_values() -> None:
     assert study(other, BY_NAME["residual"].inputs()).fingerprint == of("residual").fingerprint
     assert of("decoder_1d").fingerprint != of("decoder_2d").fingerprint
     assert of("fused_qkv").fingerprint != of("relative_position").fingerprint
+
+
+def test_several_criteria_see_the_data_once() -> None:
+    criteria = {"l2": L2(), "nn": NuclearNorm(), "snp": SNP(), "again": SNP(gamma=2), "obs": OBS(), "taylor": Taylor()}
+    case = BY_NAME["fused_qkv"]
+    found, data = study(case.model(), case.inputs()), [case.inputs(4)] * 3
+    options = Options(policy="sum", layer_norm="tss_norm")
+    read = []
+
+    def once() -> Iterator[torch.Tensor]:
+        read.append(1)
+        yield from data
+
+    scores = found.scores_by(criteria, data=once(), options=options)
+    assert read == [1]
+    for name, criterion in criteria.items():
+        alone = found.scores(criterion, data=data, options=options)
+        torch.testing.assert_close(dict(scores[name]), dict(alone), rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_that_gradients_take_is_kept_by_criteria_that_take_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.Tensor] = []
+    see = FeatureMaps.see
+    monkeypatch.setattr(FeatureMaps, "see", lambda self, each: (see(self, each), kept.extend(self.stored))[0])
+    found = of("fused_qkv")
+    found.scores_by({"nn": NuclearNorm(), "taylor": Taylor()}, data=BY_NAME["fused_qkv"].inputs(4))
+    assert kept
+    assert not any(each.requires_grad for each in kept)
+
+
+def test_a_pass_over_the_data_runs_the_model_once_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[object] = []
+    shown = _Watch.show
+    monkeypatch.setattr(_Watch, "show", lambda self, batch: (batches.append(batch), shown(self, batch))[1])
+    found = study(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    found.scores_by({"nn": NuclearNorm(), "variance": Variance(), "obs": OBS()}, data=torch.randn(10, 4))
+    assert len(batches) == 5

@@ -103,9 +103,9 @@ class _Watch(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, and show the call to those who asked."""
-        inputs = {x: self.env[x] for x in n.all_input_nodes} if n in self._observers else {}
+        inputs = {x: _detached(self.env[x]) for x in n.all_input_nodes} if n in self._observers else {}
         output = super().run_node(n)
-        call = Call(inputs, output, *self._sizes)
+        call = Call(inputs, _detached(output), *self._sizes)
         for observer in self._observers.get(n, ()):
             observer.see(call)
         if n in self._graded:
@@ -125,6 +125,11 @@ class _Watch(fx.Interpreter):
             for observer in self._observers[node]:
                 if gradient is not None and isinstance(observer, GradientObserver):
                     observer.see_gradient(call, gradient)
+
+
+def _detached(values: Any) -> Any:
+    """Values without the graph that gradients take, which observers would keep alive."""
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, values)
 
 
 def _differentiable(output: Any) -> Any:

@@ -98,13 +98,29 @@ class Study:
 
         Raises :class:`SelectionError` if the criterion needs the activations of some group and no data is given.
         """
-        criterion, options = criterion or L2(), options or Options()
+        return self.scores_by({"": criterion or L2()}, data=data, options=options, samples=samples)[""]
+
+    def scores_by(
+        self, criteria: Mapping[str, Scorer], *, data: Any = None, options: Options | None = None, samples: int | None = 256
+    ) -> dict[str, Mapping[str, Tensor]]:
+        """Scores by several criteria under names of your own, all from one pass over the data, as :meth:`plan` takes them.
+
+        >>> import torch, secateur as sc
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> found = sc.study(model, torch.randn(2, 4))
+        >>> scores = found.scores_by({"norm": sc.L2(), "maps": sc.NuclearNorm()}, data=torch.randn(64, 4))
+        >>> {name: found.plan(ratio=0.5, scores=each).ratios for name, each in scores.items()}
+        {'norm': {'0': 0.5}, 'maps': {'0': 0.5}}
+        """
+        options = options or Options()
         combine = Combine(policy=options.policy, layer_norm=options.layer_norm)
-        observed = None
-        if data is not None and needs_data(criterion):
-            observed = calibrate(self.solution, self.groups, [criterion], data, combine=combine, samples=samples)
+        observed, asking = None, [criterion for criterion in criteria.values() if needs_data(criterion)]
+        if data is not None and asking:
+            observed = calibrate(self.solution, self.groups, asking, data, combine=combine, samples=samples)
         evidence = gather(self.solution, combine=combine, observed=observed)
-        return score_groups(criterion, self.groups, evidence, group_policy=options.group_policy)
+        return {
+            name: score_groups(criterion, self.groups, evidence, group_policy=options.group_policy) for name, criterion in criteria.items()
+        }
 
     def plan(
         self,

@@ -4,8 +4,9 @@
 
 The paper removes the same fraction of filters from the stem, from the inner convolutions of every block and from the one that ends it,
 and keeps projection shortcuts. The inner part is an ordinary plan: cut by geometric median, and proven. The filters that end a block are
-no channels of a group, since the stream that they are added to keeps its width: this script removes them, and those of the stem, by hand
-from the proven model, puts what is left into zeros of the old width, and compares with the model in which they are masked.
+no channels of a group, since the stream that they are added to keeps its width: a plan for each of these convolutions alone, and for the
+stem, says which go. This script removes them by hand from the proven model, puts what is left into zeros of the old width, and compares
+with the model in which they are masked.
 "coupled" is what Secateur does by itself at the same fraction: whole groups, the stream and the projections with them.
 Weights are random: the counts do not depend on them.
 """
@@ -23,7 +24,6 @@ import torchvision
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.score.tiles import distances, pair_sums
 from secateur.target import remaining
 
 SETTINGS = (("resnet18", 0.3, 41.8), ("resnet34", 0.3, 41.1), ("resnet50", 0.3, 42.2), ("resnet50", 0.4, 53.5), ("resnet101", 0.3, 42.2))
@@ -68,9 +68,11 @@ def sliced(layer: Any, kept: Tensor, dim: int) -> Any:
 
 
 def survivors(convolution: nn.Conv2d, ratio: float) -> Tensor:
-    """The filters that stay, by the sum of their distances to all others."""
-    scores = pair_sums(convolution.weight.detach().flatten(1), distances, of_equals=0)
-    return scores.argsort(stable=True)[int(len(scores) * ratio + 1e-9) :].sort().values
+    """The filters that a plan for this convolution alone keeps, by their distances to all others."""
+    alone = nn.Sequential(convolution, nn.Conv2d(convolution.out_channels, 1, 1)).to(convolution.weight).eval()
+    study = sc.study(alone, torch.randn(1, convolution.in_channels, 8, 8).to(convolution.weight))
+    gone = study.plan(sc.GeometricMedian(), ratios={"0": ratio}).prunes[0].remove
+    return torch.tensor([c for c in range(convolution.out_channels) if c not in gone])
 
 
 def ends(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

@@ -184,6 +184,36 @@ def test_buffers_that_are_no_part_of_the_state_stay_so() -> None:
     assert "shift" in dict(result.named_buffers())
 
 
+class Router(nn.Module):
+    """Scores experts by a product with a weight, beside tensors that no linear layer has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.temperature = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.rand(1) + 1)
+        self.register_buffer("table", torch.tensor([2, 0, 1]))
+        self.register_buffer("shift", torch.rand(1), persistent=False)
+        self.in_features = nn.Parameter(torch.rand(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x[:, self.table], self.weight) * self.temperature + self.shift
+
+
+class Renaming(Router):
+    """Reads a tensor under a name that a linear layer has for something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.in_features
+
+
+@pytest.mark.parametrize("router", [Router, Renaming])
+def test_what_a_module_holds_beside_the_tensors_of_a_layer_stays_with_it(router: type[nn.Module]) -> None:
+    model = nn.Sequential(router(), nn.ReLU(), nn.Linear(8, 2))
+    result = halved(model, torch.randn(2, 3), "graph").model
+    assert set(result.state_dict()) == set(model.state_dict())
+    assert dict(result.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    assert "0.shift" in dict(result.named_buffers())
+
+
 class Spare(nn.Module):
     """A layer, a buffer and a name that forward never reads."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class _Raiser:
         self.program = program
         self.capture = capture
         self.made: dict[str, Settings] = {}
-        self.read = {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
+        self.names = {str(node.target) for node in program.graph.find_nodes(op="get_attr")} | capture.model.state_dict().keys()
 
     def visit(self, node: fx.Node) -> None:
         """Replace one call by a layer where that says the same."""
@@ -67,15 +67,22 @@ class _Raiser:
     def _layer(self, node: fx.Node, named: dict[str, Any], settings: Settings | None) -> None:
         tensors = {k: named[k] for k in _ROLES if isinstance(named.get(k), fx.Node)}
         path = self._owner(node, tensors)
-        if path is None or settings is None or self._more_is_read(path, tensors) or self.made.setdefault(path, settings) != settings:
+        if (
+            path is None
+            or settings is None
+            or self._holds_more(path, tensors, settings)
+            or self.made.setdefault(path, settings) != settings
+        ):
             return
         if not isinstance(self._existing(path), settings[0]):
             self._make(path, settings, tensors)
         self._call(node, path, named["indices"] if "indices" in named else named.get("input", named.get("self")))
 
-    def _more_is_read(self, path: str, tensors: Mapping[str, fx.Node]) -> bool:
-        """Whether the graph reads a tensor of that module that a layer made of these would not have."""
-        return any(f"{path}.{role}" in self.read for role in _ROLES if role not in tensors)
+    def _holds_more(self, path: str, tensors: Mapping[str, fx.Node], settings: Settings) -> bool:
+        """Whether that module holds a tensor for whose name a layer made of these has another use."""
+        kind, options = settings
+        others = {name.removeprefix(f"{path}.") for name in self.names if name.startswith(f"{path}.")} - tensors.keys()
+        return any(name in _ROLES or name in options or hasattr(kind, name) for name in others)
 
     def _existing(self, path: str) -> nn.Module | None:
         try:
@@ -112,9 +119,8 @@ class _Raiser:
                 layer.register_buffer(role, values[role])
         if "num_batches_tracked" in layer._buffers:
             layer.register_buffer("num_batches_tracked", self._counter(path))
-        children = dict(existing._modules) if (existing := self._existing(path)) is not None else {}
-        for name, child in children.items():
-            layer.add_module(name, child)
+        if (existing := self._existing(path)) is not None:
+            _hand_on(existing, layer, others=tensors)
         put(self.program, path, layer)
 
     def _counter(self, path: str) -> Tensor:
@@ -156,6 +162,18 @@ class _Raiser:
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         self.program.graph.erase_node(node)
+
+
+def _hand_on(old: nn.Module, new: nn.Module, *, others: Container[str]) -> None:
+    """Give a layer what the module that it stands for holds beside the layer's own tensors."""
+    for name, child in old._modules.items():
+        new.add_module(name, child)
+    for name, parameter in old._parameters.items():
+        if name not in others:
+            new.register_parameter(name, parameter)
+    for name, buffer in old._buffers.items():
+        if name not in others:
+            new.register_buffer(name, buffer, persistent=name not in old._non_persistent_buffers_set)
 
 
 def _named(node: fx.Node) -> dict[str, Any]:

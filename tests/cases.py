@@ -156,6 +156,8 @@ CASES = [
     Case("tokens", sc.Tokens, TOKENS),
     Case("positions", ct.Positions, TOKENS),
     Case("latent_attention", ct.LatentAttention, TOKENS, heads=True),
+    Case("biased_by_distance", ct.BiasedByDistance, TOKENS, heads=True),
+    Case("biased_by_count", ct.BiasedByCount, TOKENS, heads=True),
     Case("aligned_features", ct.AlignedFeatures, TOKENS, heads=True),
     Case("splines", ct.Splines, VECTORS),
     Case("capsules", ct.Capsules, PIXELS, heads=True),

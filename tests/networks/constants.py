@@ -44,6 +44,35 @@ class LatentAttention(nn.Module):
         return self.head((x + self.out(merged(y))).mean(1))
 
 
+class BiasedByDistance(nn.Module):
+    """Heads laid out along the batch, each with a slope of its own by which a position weighs more the later it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(10, 16), nn.Linear(16, 4)
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def bias(self, x: Tensor) -> Tensor:
+        slopes = torch.pow(0.5, torch.arange(1, HEADS + 1))
+        return (slopes[:, None, None] * torch.arange(x.shape[1])).repeat(x.shape[0], 1, 1).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        query, key, value = (spread(layer(tokens)).flatten(0, 1) for layer in (self.query, self.key, self.value))
+        weights = torch.baddbmm(self.bias(x), query, key.transpose(1, 2), alpha=0.5).softmax(-1)
+        y = (weights @ value).view(x.shape[0], HEADS, x.shape[1], -1)
+        return self.head((tokens + self.out(merged(y))).mean(1))
+
+
+class BiasedByCount(BiasedByDistance):
+    """The same with positions counted from the input."""
+
+    def bias(self, x: Tensor) -> Tensor:
+        slopes = torch.pow(0.5, torch.arange(1, HEADS + 1))
+        counts = (x[..., 0] > 0).cumsum(-1)
+        return (slopes[:, None] * counts[:, None]).reshape(-1, 1, x.shape[1]).to(x.dtype)
+
+
 class AlignedFeatures(nn.Module):
     """Channels turned by a matrix that a branch makes, with an identity added to it."""
 

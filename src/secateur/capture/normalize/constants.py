@@ -17,6 +17,8 @@ PLIANT = "pliant"
 
 _OF_A_SHAPE = frozenset({"new_zeros", "new_ones", "new_full"})
 _SIZES = (aten.sym_size.int, aten.sym_numel.default)
+_MOVERS = frozenset({"expand", "permute", "repeat", "reshape", "to", "unsqueeze"})
+"""Operators that hand the positions of one tensor on, in another shape."""
 _READERS = frozenset(
     {
         *("cat", "stack", "copy", "where", "masked_fill", "expand", "slice_scatter", "select_scatter"),
@@ -41,7 +43,7 @@ def mark_constants(program: fx.GraphModule) -> None:
     for node in made:
         readers = [user for user in node.users if user not in made and _reads(user)]
         if readers and isinstance(node.meta["fact"], Fact) and any(size > 1 for size in shape(node)):
-            _mark(node, readers, _fixed_dims(node, runs))
+            _mark(*_before_merging(node, readers, runs))
 
 
 def _is_made(node: fx.Node, made: dict[fx.Node, None]) -> bool:
@@ -91,6 +93,19 @@ def _fixed_dims(node: fx.Node, runs: list[dict[fx.Node, Any]]) -> list[int]:
     """Dimensions whose size no run has changed; none if the call went in no run."""
     sizes = [run[node].shape for run in runs if node in run]
     return [dim for dim, size in enumerate(shape(node)) if sizes and all(other[dim] == size for other in sizes)]
+
+
+def _before_merging(node: fx.Node, readers: list[fx.Node], runs: list[dict[fx.Node, Any]]) -> tuple[fx.Node, list[fx.Node], list[int]]:
+    """A tensor, what reads it, and its dimensions of fixed size; where it has none, what it repeats or merges if that has some."""
+    source, reader = node, node
+    while not (dims := _wide(source, runs)) and _name(source) in _MOVERS:
+        reader, source = source, source.all_input_nodes[0]
+    return (source, [reader], dims) if dims and source is not node else (node, readers, _fixed_dims(node, runs))
+
+
+def _wide(node: fx.Node, runs: list[dict[fx.Node, Any]]) -> list[int]:
+    """Fixed dimensions of more than one position."""
+    return [dim for dim in _fixed_dims(node, runs) if shape(node)[dim] > 1]
 
 
 def _name(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def viewed(call: Call, x: Operand, shape: tuple[int, ...]) -> Fields:
     if math.prod(x.shape) == 0:
         return call.refuse("an empty tensor is reshaped")  # type: ignore[return-value]
     runs = regroup(x.shape, shape)
-    pliant = [_bent(call, f, x.shape, shape, runs) for f in x.fields if f.pliant]
+    pliant = [_bent(call, f, [g for g in x.fields if g is not f], x.shape, shape) for f in x.fields if f.pliant]
     firm = tuple(f for f in x.fields if not f.pliant)
     source = tuple(_in_order(call, f, firm, runs) for f in firm)
     fields = _crossed(call, source, _as_blocks(call, source, [reshaped(f, x.shape, shape) for f in source]))
@@ -56,12 +57,12 @@ def viewed(call: Call, x: Operand, shape: tuple[int, ...]) -> Fields:
     return (*call.ledger.complete(_once(call, kept)), *(f for f in pliant if f is not None))
 
 
-def _bent(call: Call, field: Field, old: tuple[int, ...], new: tuple[int, ...], runs: list[tuple[list[int], list[int]]]) -> Field | None:
-    """A pliant field where its dimension stays one by itself; else its labels stay."""
-    for left, right in runs:
+def _bent(call: Call, field: Field, others: Sequence[Field], old: tuple[int, ...], new: tuple[int, ...]) -> Field | None:
+    """A pliant field where its dimension stays one, by itself or repeated along others without labels; else its labels stay."""
+    for left, right in regroup(old, new):
         before, after = [d for d in left if old[d] > 1], [d for d in right if new[d] > 1]
-        if field.dims == set(before) and len(after) == 1:
-            return field.laid(along(field.labels.ravel(), after[0], len(new)))
+        if field.dims <= set(before) and len(after) == 1 and not any(other.dims & set(before) for other in others):
+            return reshaped(field, old, new)
     call.ledger.freeze(field.labels, "is reshaped together with other dimensions")
     return None
 

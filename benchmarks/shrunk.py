@@ -121,6 +121,7 @@ def _cut(model: Any, inputs: dict[str, Any], other: dict[str, Any]) -> dict[str,
     result = sc.apply(study, study.plan(sc.L2(), ratio=0.5, heads=heads))
     row: dict[str, Any] = {"kind": result.kind, "error": result.proof.error, "left": result.after.parameters / result.before.parameters}
     row |= {"prunable": study.layers.prunable_parameters, "without_rule": sorted(set(study.layers.unknown.values()))}
+    row |= {"captured": study.capture.how, "held": _held(study)}
     with torch.no_grad():
         try:
             model(**other)
@@ -131,6 +132,15 @@ def _cut(model: Any, inputs: dict[str, Any], other: dict[str, Any]) -> dict[str,
         except Exception as error:  # noqa: BLE001 - a failure is a result here
             return row | {"batch": f"{type(error).__name__}: {str(error)[:150]}"}
     return row | {"batch": "yes"}
+
+
+def _held(study: Any) -> dict[str, float]:
+    """The three reasons that hold most, with the share of the parameters that lies at such layers."""
+    shares: Counter[str] = Counter()
+    for layer in study.layers:
+        if not layer.prunable:
+            shares[str(layer.reason).partition(" (node")[0]] += layer.parameter_share
+    return {reason: round(share, 2) for reason, share in shares.most_common(3)}
 
 
 def forked(name: str, seconds: int) -> dict[str, Any]:

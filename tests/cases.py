@@ -133,6 +133,8 @@ CASES = [
     Case("chunked_qkv", at.Chunked, TOKENS, heads=True),
     Case("library_attention", at.Library, TOKENS, heads=True),
     Case("einsum_attention", at.Einsum, TOKENS, heads=True),
+    Case("sliding_windows", at.SlidingWindows, image(8, 10), heads=True),
+    Case("written_windows", at.WrittenWindows, image(8, 10), heads=True, recorded=True),
     Case("rotary", at.Rotary, TOKENS, heads=True),
     Case("expanded_keys", at.ExpandedKeys, TOKENS, heads=True),
     Case("shared_values", at.SharedValues, TOKENS, heads=True),

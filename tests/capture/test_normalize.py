@@ -427,6 +427,42 @@ def test_indexing_of_one_dimension_by_a_known_table_becomes_a_selection(way: str
     assert count(normal)[aten.index.Tensor] == 3
 
 
+class Strided(nn.Module):
+    """A view by strides of something made, one that can be told otherwise or not."""
+
+    def __init__(self, size: tuple[int, ...], stride: tuple[int, ...], offset: int | None = None) -> None:
+        super().__init__()
+        self.place = (size, stride, offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_strided(x.relu(), *self.place).exp()
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [
+        ((2, 6, 4), (24, 4, 1)),
+        ((4, 2, 6), (1, 24, 4)),
+        ((2, 3, 1, 8), (24, 8, 5, 1)),
+        ((2, 5, 2, 4), (24, 4, 4, 1)),
+        ((2, 2, 3, 4), (24, 8, 4, 1)),
+        ((2, 2, 4, 4), (24, 8, 4, 1)),
+        ((2, 4, 4, 2), (24, 1, 4, 8)),
+        ((2, 9, 8), (24, 2, 1)),
+    ],
+)
+def test_windows_by_strides_become_windows(size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    x = torch.randn(2, 6, 4)
+    capture = normalize(record(Strided(size, stride), (x,)))
+    assert aten.as_strided.default not in count(capture)
+    assert_same(outputs(capture, (x,)), (x.relu().as_strided(size, stride).exp(),))
+
+
+@pytest.mark.parametrize("place", [((2, 5), (24, 5)), ((2, 23), (24, 1), 1), ((2, 3, 3), (24, 3, 7)), ((4, 4), (4, 4))])
+def test_other_views_by_strides_stay(place: Any) -> None:
+    assert aten.as_strided.default in count(normalize(record(Strided(*place), (torch.randn(2, 6, 4),))))
+
+
 def test_windows_are_no_shuffle() -> None:
     assert aten.index_select.default not in count(normalized("windows"))
 

@@ -18,6 +18,7 @@ from secateur.capture.normalize.probes import probe_sizes
 from secateur.capture.normalize.selections import push_selections_up
 from secateur.capture.normalize.shuffles import select_shuffles
 from secateur.capture.normalize.weights import fold_weights
+from secateur.capture.normalize.windows import name_windows
 from secateur.capture.program import as_program
 
 __all__ = ["normalize"]
@@ -39,6 +40,7 @@ def normalize(capture: Capture) -> Capture:
         probe_sizes(program, capture.flat_inputs())
     canonical_names(program)
     if functionalise(program):
+        name_windows(program)
         drop_copies(program)
         drop_expansions(program)
         push_selections_up(program)

@@ -58,6 +58,14 @@ class Stubborn(Finder):
         return [row + self.first(x).view(6, 8).sum() * 0 for row in super().forward(x)]
 
 
+class Roomy(Stubborn):
+    """Has a layer inside whose width no code tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8))
+
+
 def test_the_reference_finds_what_the_smaller_model_finds() -> None:
     torch.manual_seed(0)
     model = Finder().eval()
@@ -75,3 +83,16 @@ def test_a_graph_of_decided_calls_is_refused(kind: type[nn.Module]) -> None:
     assert study.capture.decided == (kind is not Unseen)
     with pytest.raises(RewriteError, match="holds for these inputs alone"):
         sc.apply(study, study.plan(indices={"first": [0, 1]}))
+
+
+def test_where_a_graph_is_refused_the_class_is_cut_where_it_can_be() -> None:
+    torch.manual_seed(0)
+    study = sc.study(Roomy().eval(), X)
+    result = sc.apply(study, study.plan(indices={"first.0": [0, 1], "first.2": [0, 1]}))
+    assert result.kind == "module"
+    assert result.proof.holds
+    assert [edit.group for edit in result.plan.prunes] == ["first.0"]
+    assert [note for note in result.notes if "holds for these inputs alone" in note]
+    assert [note for note in result.notes if "cannot hold them smaller: first.2" in note]
+    with pytest.raises(RewriteError, match="holds for these inputs alone"):
+        sc.apply(study, study.plan(indices={"first.0": [0, 1], "first.2": [0, 1]}), prefer="graph")

@@ -121,11 +121,25 @@ def stages(
 
 
 def _pruned(found: Study, edits: tuple[Prune, ...], prefer: Prefer, tolerance: float, seed: int) -> Stage:
-    notes: tuple[str, ...] = ()
+    """Make all edits, or those that the user's class can hold where it is asked for, or where no graph can take its place."""
     if prefer == "module":
-        edits, notes = _held_by_class(found, edits, tolerance, seed)
-    done = rewrite(planned_cut(found.solution, found.groups, edits), prefer=prefer, tolerance=tolerance, seed=seed)
-    return Stage(found, edits, done, notes=notes)
+        return _in_class(found, edits, tolerance, seed)
+    try:
+        return Stage(found, edits, rewrite(planned_cut(found.solution, found.groups, edits), prefer=prefer, tolerance=tolerance, seed=seed))
+    except RewriteError as refusal:
+        if prefer == "graph":
+            raise
+        try:
+            stage = _in_class(found, edits, tolerance, seed)
+        except SecateurError:
+            raise refusal from None
+        return replace(stage, notes=(f"only some edits were made, since neither the class nor a graph holds all: {refusal}", *stage.notes))
+
+
+def _in_class(found: Study, edits: tuple[Prune, ...], tolerance: float, seed: int) -> Stage:
+    kept, notes = _held_by_class(found, edits, tolerance, seed)
+    done = rewrite(planned_cut(found.solution, found.groups, kept), prefer="module", tolerance=tolerance, seed=seed)
+    return Stage(found, kept, done, notes=notes)
 
 
 def _held_by_class(found: Study, edits: tuple[Prune, ...], tolerance: float, seed: int) -> tuple[tuple[Prune, ...], tuple[str, ...]]:

@@ -30,8 +30,8 @@ LARGEST = 60_000_000
 """Parameters above which a model is left out."""
 
 _SIZES = {
-    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers num_encoder_layers "
-    "num_key_value_heads linear_num_key_heads",
+    2: "num_experts_per_tok num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
+    "num_encoder_layers num_key_value_heads linear_num_key_heads",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_experts num_local_experts "
     "n_routed_experts time_step_rank qk_rope_head_dim conv_kernel linear_num_value_heads",
     8: "head_dim d_kv state_size num_queries qk_nope_head_dim v_head_dim linear_key_head_dim linear_value_head_dim",

@@ -73,6 +73,18 @@ class BiasedByCount(BiasedByDistance):
         return (slopes[:, None] * counts[:, None]).reshape(-1, 1, x.shape[1]).to(x.dtype)
 
 
+class PaddedToEven(nn.Module):
+    """As many tokens of zeros behind the others as make a whole number of pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.head = nn.Linear(10, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = F.pad(self.first(x), (0, 0, 0, x.shape[1] % 2)).unflatten(1, (-1, 2))
+        return self.head(torch.relu(self.last(pairs)).amax(2).mean(1))
+
+
 class AlignedFeatures(nn.Module):
     """Channels turned by a matrix that a branch makes, with an identity added to it."""
 

@@ -93,7 +93,7 @@ def _living_groups(site: Site, name: str) -> None:
 @adjusts("aten.constant_pad_nd", "aten.pad")
 def pad(site: Site) -> None:
     """Padded places of a labelled dimension that stay."""
-    pads = list(site.get("pad"))
+    pads: list[Any] = list(site.new.args[1])  # type: ignore[arg-type]
     _, source = site.source()
     rank = len(source)
     for field in site.fields:

@@ -30,6 +30,7 @@ PEAKS = {
     "a view keeps its base": (lambda x: (y := torch.cat([x, x]))[:1].exp().sin() + y[1:2], 4 + 8 + 1 + 1),
     "reshape of rows is a view": (lambda x: x.exp().view(2, 2).reshape(4), 4 + 4),
     "reshape of columns copies": (lambda x: x.view(2, 2).t().reshape(4), 4 + 4),
+    "a view of columns that stay columns, taken for a copy": (lambda x: x.view(2, 2).t().exp().t().view(4), 4 + 4 + 4),
     "contiguous copies what is not": (lambda x: x.view(2, 2).t().contiguous(), 4 + 4),
     "a conversion to the same type is none": (lambda x: x.to(torch.float32), 4),
     "a conversion to a wider type is one": (lambda x: x.to(torch.float64), 4 + 8),

@@ -97,14 +97,20 @@ def _layout(node: fx.Node, tensors: dict[fx.Node, Any]) -> Any:
 
 
 def _view(node: fx.Node, tensors: dict[fx.Node, Any]) -> Any:
-    """Ask torch whether the call copies: a reshape does or does not, as its input lies in memory."""
+    """Ask torch whether the call copies: a reshape does or does not, as its input lies in memory.
+
+    A view that only the input's true place in memory allows is taken for a copy.
+    """
 
     def argument(value: Any) -> Any:
         return torch.device("meta") if isinstance(value, torch.device) else tensors[value] if isinstance(value, fx.Node) else value
 
     args, kwargs = pytree.tree_map(argument, (list(node.args), dict(node.kwargs)))
     assert isinstance(node.target, torch._ops.OpOverload)
-    return node.target(*args, **kwargs)
+    try:
+        return node.target(*args, **kwargs)
+    except RuntimeError:
+        return _fresh(node.meta["fact"])
 
 
 def _writes(target: torch._ops.OpOverload) -> bool:

@@ -66,6 +66,22 @@ class Roomy(Stubborn):
         self.first = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8))
 
 
+class Sorting(nn.Module):
+    """Sends each row to one of two layers, as many as choose it, and reads a width off its own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8))
+        self.gate, self.layers = nn.Linear(4, 2), nn.ModuleList(nn.Linear(8, 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return rows of two numbers, those of the first layer in front."""
+        choice = self.gate(x).argmax(1)
+        sizes = torch.zeros(x.shape[0], 2).scatter(1, choice[:, None], 1).long().sum(0).tolist()
+        parts = self.first(x).view(x.shape[0], 8)[choice.sort()[1]].split(sizes, dim=0)
+        return torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)])
+
+
 def test_the_reference_finds_what_the_smaller_model_finds() -> None:
     torch.manual_seed(0)
     model = Finder().eval()
@@ -85,14 +101,15 @@ def test_a_graph_of_decided_calls_is_refused(kind: type[nn.Module]) -> None:
         sc.apply(study, study.plan(indices={"first": [0, 1]}))
 
 
-def test_where_a_graph_is_refused_the_class_is_cut_where_it_can_be() -> None:
+@pytest.mark.parametrize(("kind", "why"), [(Roomy, "holds for these inputs alone"), (Sorting, "sizes that follow values")])
+def test_where_a_graph_is_refused_the_class_is_cut_where_it_can_be(kind: type[nn.Module], why: str) -> None:
     torch.manual_seed(0)
-    study = sc.study(Roomy().eval(), X)
+    study = sc.study(kind().eval(), X)
     result = sc.apply(study, study.plan(indices={"first.0": [0, 1], "first.2": [0, 1]}))
     assert result.kind == "module"
     assert result.proof.holds
     assert [edit.group for edit in result.plan.prunes] == ["first.0"]
-    assert [note for note in result.notes if "holds for these inputs alone" in note]
+    assert [note for note in result.notes if why in note]
     assert [note for note in result.notes if "cannot hold them smaller: first.2" in note]
-    with pytest.raises(RewriteError, match="holds for these inputs alone"):
+    with pytest.raises(RewriteError, match=why):
         sc.apply(study, study.plan(indices={"first.0": [0, 1], "first.2": [0, 1]}), prefer="graph")

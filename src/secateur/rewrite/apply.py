@@ -208,6 +208,10 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
             named=partial(_normal_form, small),
         )
     except ProofError as error:
+        if small.decided and not wide.decided:
+            raise RewriteError(
+                f"A graph of {type(wide.model).__name__} has sizes that follow values; no proof can repeat it. {error}"
+            ) from error
         node = first_difference(cut, program, wide.flat_inputs(), seed)
         raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error
     return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes, *_left_aside(wide)))

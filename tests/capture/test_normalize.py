@@ -127,6 +127,19 @@ class InPlace(nn.Module):
         return self.drop(z.flatten(1)) - y.flatten(1)
 
 
+class Shares(nn.Module):
+    """The largest of several values, written over by their shares while their places are read too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, places = self.score(x).exp().topk(3, -1)
+        values /= values.sum(-1, keepdim=True)
+        return values * places
+
+
 class Assign(nn.Module):
     """Writes to parts of tensors, and reads the wholes, the parts and other parts afterwards."""
 
@@ -228,6 +241,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention-convolution": (ConvolutionAttention, (2, 5, 3, 3)),
     "gate": (Gate, (2, 3, 4, 4)),
     "shuffle": (Shuffle, (2, 3, 4, 4)),
+    "shares": (Shares, (2, 6)),
     "in-place": (InPlace, (2, 3, 4, 4)),
     "assign": (Assign, (2, 4, 6)),
     "promote": (Promote, (3, 2)),

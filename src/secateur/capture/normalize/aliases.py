@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
 from secateur.capture.facts import NOWHERE, Memory
@@ -24,11 +26,17 @@ class Aliases:
     def _note(self, node: fx.Node) -> None:
         memory = _memory(node)
         source = next((each for each in node.all_input_nodes if memory.addresses & _memory(each).addresses), None)
-        if source is None:
+        if source is None or self._is_one_of_several(node, source):
             return
         self.parent[node] = source
         if memory.place is not None and memory.place == _memory(source).place:
             self.same.add(node)
+
+    def _is_one_of_several(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a tensor is one of those that a call made, each in memory of its own."""
+        facts = source.meta.get("fact")
+        apart = isinstance(facts, list) and len(facts) == len(_memory(source).addresses)
+        return node.target is operator.getitem and apart and source not in self.parent
 
 
 def _memory(node: fx.Node) -> Memory:

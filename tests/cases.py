@@ -136,6 +136,7 @@ CASES = [
     Case("sliding_windows", at.SlidingWindows, image(8, 10), heads=True),
     Case("written_windows", at.WrittenWindows, image(8, 10), heads=True, recorded=True),
     Case("rotary", at.Rotary, TOKENS, heads=True),
+    Case("rotary_in_part", at.RotaryInPart, TOKENS, heads=True),
     Case("expanded_keys", at.ExpandedKeys, TOKENS, heads=True),
     Case("shared_values", at.SharedValues, TOKENS, heads=True),
     Case("relative_position", at.RelativePosition, image(4, 4, 10), heads=True),

@@ -173,6 +173,14 @@ class Rotary(Block):
         return merged(F.scaled_dot_product_attention(q, k, v))
 
 
+class RotaryInPart(Rotary):
+    """The same, and channels that are not turned laid behind those that are; there are none."""
+
+    def turn(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        turned, rest = x[..., :DEPTH], x[..., DEPTH:]
+        return torch.cat([super().turn(turned, cosine, sine), rest], -1)
+
+
 class ExpandedKeys(Block):
     """Two query heads to each key head, the keys expanded and reshaped."""
 

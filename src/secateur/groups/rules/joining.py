@@ -14,7 +14,7 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 @rule("aten.cat", "aten.concat", "aten.concatenate", pliant=True)
 def cat(call: Call) -> Outcome:
     """Along the joined dimension labels follow one another; along the others they meet."""
-    parts = [p for p in call["tensors"] if p.shape != (0,)]
+    parts = [p for p in call["tensors"] if math.prod(p.shape)] or call["tensors"]
     dim = call["dim"] % len(call.shape)
     return joined(call, parts, dim)
 

@@ -162,6 +162,7 @@ CASES = [
     Case("biased_by_distance", ct.BiasedByDistance, TOKENS, heads=True),
     Case("biased_by_count", ct.BiasedByCount, TOKENS, heads=True),
     Case("padded_to_even", ct.PaddedToEven, TOKENS),
+    Case("stretched_positions", ct.StretchedPositions, TOKENS),
     Case("aligned_features", ct.AlignedFeatures, TOKENS, heads=True),
     Case("splines", ct.Splines, VECTORS),
     Case("capsules", ct.Capsules, PIXELS, heads=True),

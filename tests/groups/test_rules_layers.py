@@ -110,6 +110,14 @@ def test_group_norms_keep_equally_many_of_each_group(groups: int, rows: list[tup
     assert bool(met.study.coverage.renormalising) == averages
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_resampling_passes_what_keeps_its_size(mode: str) -> None:
+    met = found(lambda a: F.interpolate(a, (7, 3), mode=mode).exp(), (1, 2, 4, 3))
+    assert (met["a1"], met["a2"], met["a3"]) == (own("a1", 2), whole(4), own("a3", 3))
+    met = found(lambda a: F.interpolate(a, scale_factor=(2, 1), mode=mode).exp(), (1, 2, 4, 3))
+    assert (met["a2"], met["a3"]) == (whole(4), whole(3))
+
+
 @pytest.mark.parametrize(
     "function", [F.max_pool1d, lambda a, k: F.adaptive_avg_pool1d(a, k), lambda a, k: F.interpolate(a, scale_factor=k)]
 )

@@ -85,6 +85,19 @@ class PaddedToEven(nn.Module):
         return self.head(torch.relu(self.last(pairs)).amax(2).mean(1))
 
 
+class StretchedPositions(nn.Module):
+    """A learned table of positions, seen as an image and stretched to as many tokens as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 1, 9, 12))
+        self.first, self.last, self.head = nn.Linear(10, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = F.interpolate(self.positions, (x.shape[1], self.positions.shape[3]), mode="bilinear")
+        return self.head(torch.relu(self.last(self.first(x) + positions[:, 0])).mean(1))
+
+
 class AlignedFeatures(nn.Module):
     """Channels turned by a matrix that a branch makes, with an identity added to it."""
 

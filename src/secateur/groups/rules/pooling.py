@@ -8,11 +8,12 @@ from secateur.groups.rules.registry import Call, Operand, Outcome, rule
 
 _NAMES = [f"aten.{kind}_pool{n}d" for kind in ("max", "adaptive_avg", "adaptive_max", "lp", "fractional_max") for n in (1, 2, 3)]
 _NAMES += [f"aten.max_pool{n}d_with_indices" for n in (1, 2, 3)]
-_UPSAMPLE = [
+UPSAMPLE = [
     f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
 ]
-_UPSAMPLE += [f"aten._upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")]
-_UPSAMPLE += [f"aten._upsample_nearest_exact{n}d" for n in (1, 2, 3)]
+UPSAMPLE += [f"aten._upsample_{kind}_aa" for kind in ("bilinear2d", "bicubic2d")]
+UPSAMPLE += [f"aten._upsample_nearest_exact{n}d" for n in (1, 2, 3)]
+"""Operators that resample."""
 
 
 def _passing(call: Call, x: Operand, first: int, text: str) -> Fields:
@@ -45,10 +46,23 @@ def _leading(call: Call, x: Operand, first: int) -> Fields:
     return tuple(f.laid(f.labels.reshape(f.labels.shape[:first])) for f in fields)
 
 
-@rule(*_UPSAMPLE)
+@rule(*UPSAMPLE)
 def resample(call: Call) -> Outcome:
-    """All dimensions but batch and channels are resampled."""
-    return _passing(call, call.operands()[0], 2, "a dimension that resampling runs over")
+    """All dimensions but batch and channels are resampled; one that is asked for at the size that it has stays as it is."""
+    x = call.operands()[0]
+    resampled = frozenset(range(2, len(x.shape))) - _asked_as_they_are(call, x)
+    held = tuple(f for f in x.fields if f.dims & resampled)
+    call.ledger.freeze_fields(held, "a dimension that resampling runs over")
+    return tuple(f for f in x.fields if f not in held)
+
+
+def _asked_as_they_are(call: Call, x: Operand) -> frozenset[int]:
+    """Dimensions whose new size is a number, and their own."""
+    sizes = call.node.args[1]
+    scaled = any(value is not None for name, value in call.args.items() if name.startswith("scale"))
+    if scaled or not isinstance(sizes, list | tuple):
+        return frozenset()
+    return frozenset(dim for dim, size in enumerate(sizes, 2) if isinstance(size, int) and size == x.shape[dim])
 
 
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")

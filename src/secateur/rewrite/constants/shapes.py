@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.groups.fields import row_along
+from secateur.groups.rules.pooling import UPSAMPLE
 from secateur.rewrite.constants.registry import Site, adjusts
 
 
@@ -119,6 +120,14 @@ def _cropped(site: Site, pads: list[int], place: int, dim: int) -> None:
         pads[place] = -int(kept[:-before].sum())
     if after < 0:
         pads[place + 1] = -int(kept[after:].sum())
+
+
+@adjusts(*UPSAMPLE)
+def resample(site: Site) -> None:
+    """New sizes of dimensions that are not resampled are those that they now have."""
+    if isinstance(site.new.args[1], list | tuple):
+        sizes = zip(site.new.args[1], site.dense[2:], site.shape[2:], strict=True)
+        site.new.update_arg(1, [size if old == new else new for size, old, new in sizes])
 
 
 @adjusts("aten.unflatten")

@@ -132,6 +132,7 @@ CASES = [
     Case("head_major_qkv", at.HeadMajor, TOKENS, heads=True),
     Case("chunked_qkv", at.Chunked, TOKENS, heads=True),
     Case("library_attention", at.Library, TOKENS, heads=True),
+    Case("neighbouring_values", at.NeighbouringValues, TOKENS, heads=True),
     Case("einsum_attention", at.Einsum, TOKENS, heads=True),
     Case("sliding_windows", at.SlidingWindows, image(8, 10), heads=True),
     Case("written_windows", at.WrittenWindows, image(8, 10), heads=True, recorded=True),

@@ -102,6 +102,18 @@ class Library(Block):
         return self.attention(x, x, x, need_weights=False)[0]
 
 
+class NeighbouringValues(Separate):
+    """Values of neighbouring tokens, weighed by a kernel for each head, beside those that attention finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(HEADS, HEADS, (3, 1), padding=(1, 0), groups=HEADS, bias=False)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (spread(layer(x)) for layer in (self.q, self.k, self.v))
+        return merged(F.scaled_dot_product_attention(q, k, v) + self.near(v))
+
+
 class Einsum(Block):
     """Attention as two einsums with an ellipsis."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,23 +49,28 @@ def _convolve(call: Call, x: Operand, weight: Operand, bias: Operand | None, gro
     return (*fields, *(f for f in made if f.dims))
 
 
-def _mixes(call: Call, x: Operand, weight: Operand) -> bool:
-    return any(k > 1 for k in weight.shape[2:]) or tuple(call.shape[2:]) != tuple(x.shape[2:])
+def mixed_dims(kernel: Sequence[int], before: Sequence[int], after: Sequence[int], stride: int | Sequence[int]) -> frozenset[int]:
+    """Dimensions along which a convolution mixes or moves positions, given the shapes of its weight, its input and its output."""
+    steps = [stride] * len(kernel) if isinstance(stride, int) else [1, 1, *(list(stride) * len(kernel))]
+    return frozenset(d for d in range(2, len(kernel)) if kernel[d] > 1 or after[d] != before[d] or (steps[d] != 1 and before[d] > 1))
+
+
+def _mixed(call: Call, x: Operand, weight: Operand) -> frozenset[int]:
+    return mixed_dims(weight.shape, x.shape, call.shape, call["stride"])
 
 
 def _slid_over(call: Call, x: Operand, weight: Operand) -> Fields:
     """Labels of single spatial dimensions: the kernel finds zeros where they went, and of what it makes any part can be taken."""
-    spatial = range(2, len(weight.shape)) if _mixes(call, x, weight) else ()
+    spatial = _mixed(call, x, weight)
     return tuple(f for f in x.fields if any(f.dims == {d} for d in spatial) and not f.block and (f.labels != NONE).all())
 
 
 def _hold_spatial(call: Call, x: Operand, weight: Operand, slid: Fields) -> tuple[Operand, Operand]:
     """Keep labels along kernel dimensions whole, and those along spatial ones that are mixed together with others."""
-    spatial = frozenset(range(2, len(weight.shape)))
-    mixed = _mixes(call, x, weight)
+    spatial, mixed = frozenset(range(2, len(weight.shape))), _mixed(call, x, weight)
     weight = _without(call, weight, spatial, "dimension of a convolution kernel")
     x = replace(x, fields=tuple(f for f in x.fields if f not in slid))
-    return (_without(call, x, spatial, "dimension over which a convolution slides") if mixed else x), weight
+    return _without(call, x, mixed, "dimension over which a convolution slides"), weight
 
 
 def _without(call: Call, operand: Operand, dims: frozenset[int], text: str) -> Operand:
@@ -91,6 +97,8 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
     weights = [f for f in weight.fields if f.dims == {0}]
     if not any(1 in f.dims for f in x.fields) and len(weights) == 1 and weight.leaf:
         return (*others, _from_bare_input(call, weight, weights[0].labels.ravel(), groups, transposed=transposed))
+    if joint and channels == groups == out and len(weights) == 1 and any(f.block for f in mine) and not transposed:
+        return _row_by_row(call, x, weight, weights[0])
     if joint or len(mine) != 1 or len(weights) != 1 or not (weight.leaf or (channels == groups and not transposed)):
         return _bare_group(call, x, weight, others)
     inputs, slots = mine[0].labels.reshape(groups, -1), weights[0].labels.ravel()
@@ -110,6 +118,15 @@ def _grouped(call: Call, x: Operand, weight: Operand, groups: int, *, transposed
         call.ledger.roles.append((own.ravel(), "reads", call.ledger.place.node))
         _orphan(call, weight)
     return (*others, Field(along(labels.reshape(out), 1, rank)))
+
+
+def _row_by_row(call: Call, x: Operand, weight: Operand, slots: Field) -> Fields:
+    """A kernel for each row of channels, as of heads, that lie along another dimension than those that it slides over."""
+    call.ledger.note(weight.fields, frozenset({0}), "carries")
+    _orphan(call, weight)
+    rank = len(x.shape)
+    kernels = Shaped((1, x.shape[1], *[1] * (rank - 2)), (Field(along(slots.labels.ravel(), 1, rank)),))
+    return meet(call.ledger, [x, kernels], rank)
 
 
 def _from_bare_input(call: Call, weight: Operand, slots: np.ndarray, groups: int, *, transposed: bool) -> Field:

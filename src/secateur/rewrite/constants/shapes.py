@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.groups.fields import row_along
+from secateur.groups.rules.convolution import mixed_dims
 from secateur.groups.rules.pooling import UPSAMPLE
 from secateur.rewrite.constants.registry import Site, adjusts
 
@@ -72,12 +73,11 @@ def convolution(site: Site) -> None:
     if site.get("groups") > 1:
         _living_groups(site, "groups")
     fields, dense = site.source("input")
-    if tuple(site.dense[2:]) == dense[2:] and all(size == 1 for size in site.source("weight")[1][2:]):
-        return
-    for dim in range(2, len(dense)):
+    mixed = mixed_dims(site.source("weight")[1], dense, site.dense, site.get("stride"))
+    for dim in mixed:
         if not (kept := site.cut.along(fields, dim, dense[dim])).all():
             site.new.update_arg(0, site.spread(site.new.args[0], dim, kept, len(dense)))
-    made = {dim: kept for dim in range(2, len(dense)) if not (kept := site.cut.along(site.fields, dim, site.dense[dim])).all()}
+    made = {dim: kept for dim in mixed if not (kept := site.cut.along(site.fields, dim, site.dense[dim])).all()}
     if made:
         site.select(made)
 

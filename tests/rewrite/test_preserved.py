@@ -346,3 +346,21 @@ def test_both_branches_of_a_condition_are_cut_and_run_afterwards() -> None:
     assert result.model.one.weight.shape == result.model.other.weight.shape == (5, 6)
     with torch.no_grad():
         assert [result.model(each).shape for each in (x, 1000 * x)] == [(2, 4)] * 2
+
+
+class Router(nn.Module):
+    """Notes the width of what it reads, and of nothing that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.weight = nn.Parameter(torch.randn(3, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.reshape(-1, self.width), self.weight)
+
+
+def test_a_width_that_only_a_weight_tells_is_found() -> None:
+    torch.manual_seed(0)
+    result = halved(nn.Sequential(nn.Linear(4, 12), nn.ReLU(), Router()).eval(), torch.randn(5, 4))
+    assert (result.kind, result.model[2].width) == ("module", 6)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from secateur.errors import SelectionError
+from secateur.errors import RewriteError, SelectionError
 from secateur.groups.solve import Mask
 from secateur.recover.mixture import Mixture
 from secateur.recover.readers import Reader, readers, shape
@@ -228,7 +228,11 @@ def _pair(cut: Cut, slices: Slices, dense: Reader, small: Reader, patch_limit: i
     mean = slices.apply(small.offset[1], capture.leaf(small.offset[1])).detach() if small.offset and is_mean else None
     full, residual = full.index_select(1 - _input_dim(dense), rows), residual_of(cut, dense, small, rows)
     turn = None if transform is None else Mixture.of(transform)
-    return Pair(dense, small, weight, full, offset, mean, Places.of(cut, dense.node), turn, inputs, by_channel, residual)
+    try:
+        places = Places.of(cut, dense.node)
+    except RewriteError:
+        return "rows of its outputs, as those of heads, keep different positions"
+    return Pair(dense, small, weight, full, offset, mean, places, turn, inputs, by_channel, residual)
 
 
 def _positions(mask: Mask | None, size: int) -> Tensor:

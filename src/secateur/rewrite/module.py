@@ -176,6 +176,19 @@ def _changed_sizes(cut: Cut, program: fx.GraphModule) -> dict[str, dict[int, int
                 known = out[path].setdefault(old, new)
                 if known != new:
                     out[path][old] = None
+    for path, sizes in _own_sizes(cut).items():
+        out[path] = sizes | out[path]
+    return out
+
+
+def _own_sizes(cut: Cut) -> dict[str, dict[int, int | None]]:
+    """For each module, what the sizes of its own tensors became; ``None`` where one size became several."""
+    slices, out = Slices.of(cut), defaultdict[str, dict[int, int | None]](dict)
+    for name in slices.kept:
+        own, shape = out[name.rpartition(".")[0]], cut.solution.walk.capture.leaf(name).shape
+        for old, new in zip(shape, slices.shape(name, shape), strict=True):
+            if own.setdefault(old, new) != new:
+                own[old] = None
     return out
 
 

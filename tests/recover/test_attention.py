@@ -279,6 +279,9 @@ class Rotary(nn.Module):
             return torch.stack([one * angle.cos() - two * angle.sin(), two * angle.cos() + one * angle.sin()], -1).flatten(-2)
         half = x.shape[-1] // 2
         one, two = x[..., :half], x[..., half:]
+        if self.way == "squared":
+            double = torch.cat([angle, angle], -1)
+            return x * double.cos() + x * x * double.sin()
         if self.way == "part":
             first, a, b = x.split([4, 2, 2], -1)
             return torch.cat([first, a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
@@ -331,8 +334,9 @@ def test_a_pair_that_is_a_turn_of_a_kept_one_at_the_same_rate_is_made_up_for_exa
     assert distance(found, result.model, data) < 1e-8
 
 
-def test_neurons_that_are_not_turned_alike_stay() -> None:
-    _, found, plan, data = turned_model("uneven")
+@pytest.mark.parametrize("way", ["uneven", "squared"])
+def test_neurons_that_are_not_just_turned_alike_stay(way: str) -> None:
+    _, found, plan, data = turned_model(way)
     recovered = Attention()(apply(found, plan).model, found.cut(plan), data)
     assert "stands between a projection and the product" in recovered.skipped["qk"]
 

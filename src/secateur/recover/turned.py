@@ -75,7 +75,7 @@ class _Chain:
                 continue
             inner = [n for n in node.all_input_nodes if not n.meta.get("constant")]
             constants = [n for n in node.all_input_nodes if n.meta.get("constant")]
-            if packet(node) == "aten.mul" and len(inner) == 1 and len(constants) <= 1:
+            if packet(node) == "aten.mul" and len(inner) == 1 and (len(constants) == 1 or _number(node) is not None):
                 factors += [node] if constants else []
             elif constants or not inner or not (node.target is operator.getitem or packet(node) in moves or packet(node) in _LINEAR):
                 return None
@@ -113,10 +113,15 @@ def _alone(chosen: fx.Node) -> Factor:
     """One product with a constant lets all through, the others nothing; products with numbers keep signs alone."""
 
     def factor(node: fx.Node) -> float:
-        number = next((x for x in node.args if isinstance(x, int | float)), None)
+        number = _number(node)
         return float(node is chosen) if number is None else float(np.sign(number))
 
     return factor
+
+
+def _number(node: fx.Node) -> float | None:
+    """The number that a product multiplies by."""
+    return next((x for x in node.args if isinstance(x, int | float)), None)
 
 
 def _pairs(signed: Labels) -> tuple[Labels, Labels] | None:
@@ -159,7 +164,7 @@ def _commutes(chain: _Chain, found: Turned, lay_out: Callable[[Tensor], Tensor],
 
     def factor(node: fx.Node) -> Any:
         constant = next((n for n in node.all_input_nodes if n.meta.get("constant")), None)
-        return next(x for x in node.args if isinstance(x, int | float)) if constant is None else _value(constant, capture, known)
+        return _number(node) if constant is None else _value(constant, capture, known)
 
     wanted = lay_out(chain.run(value, factor)) @ found.quarter.mT
     given = lay_out(chain.run(turned_first, factor))

@@ -173,3 +173,17 @@ def test_signatures_are_those_of_the_topology_not_of_the_sizes() -> None:
     stream = next(name for name in found if "add" in name)
     assert found["inner.0"] == found["inner.1"]
     assert len({found["inner.0"], found["last"], found[stream], found["head"]}) == 4
+
+
+def test_a_complex_parameter_counts() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.factors = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last((self.first(x) * self.factors).real)
+
+    dimensions = study(Spectral(), torch.randn(3, 4)).coverage.dimensions
+    assert [(d.size, d.prunable, d.reason) for d in dimensions if d.tensor == "factors"] == [(8, 8, None)]

@@ -122,6 +122,7 @@ PASSED = {
     "differences": lambda a, b: a.diff(dim=-1) * b.mean(-1, keepdim=True),
     "complex": rotated,
     "complex parts": lambda a, b: torch.complex(a, b).abs() + torch.polar(a.exp(), b).imag,
+    "complex conjugates": lambda a, b: (torch.complex(a, b) * torch.complex(b, a).conj() + torch.complex(a, b).conj_physical()).imag,
     "zeroed in place": cleared,
     "a part that is not read": lambda a, b: a.split([1, 7], dim=-1)[1].sum(-1, keepdim=True) + b,
 }

@@ -72,7 +72,7 @@ def _every_dimension(solution: Solution) -> list[tuple[str, int, int]]:
     found: dict[tuple[str, int, int], None] = {}
     for node in solution.walk.capture.graph.find_nodes(op="get_attr"):
         fact = node.meta.get("fact")
-        if isinstance(fact, Fact) and fact.dtype.is_floating_point and 0 not in fact.shape:
+        if isinstance(fact, Fact) and (fact.dtype.is_floating_point or fact.dtype.is_complex) and 0 not in fact.shape:
             found |= dict.fromkeys((str(node.target), dim, size) for dim, size in enumerate(fact.shape))
     return list(found)
 

@@ -44,6 +44,9 @@ from secateur.groups.rules.slicing import taken
     *("aten.multiply", "aten.subtract", "aten.divide", "aten.negative", "aten.absolute", "aten.floor_divide", "aten.arctan2"),
     *(
         "aten.conj",
+        "aten._conj",
+        "aten.conj_physical",
+        "aten._neg_view",
         "aten.view.dtype",
         "aten.real",
         "aten.imag",

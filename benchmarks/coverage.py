@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -21,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,10 @@ import zoo
 from zoo import Inputs
 
 RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
-CHECKS = ("batch", "files", "step")
+CHECKS = ("inputs", "files", "step", "counter")
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Processes begin as copies of one that has imported what takes long to import."""
+PROCESSES.set_forkserver_preload(["torch", "torch._dynamo", "torch.export", "torchvision", "timm", "secateur"])
 
 
 def examine(name: str, checks: Sequence[str] = CHECKS) -> dict[str, Any]:
@@ -55,9 +61,8 @@ def examine(name: str, checks: Sequence[str] = CHECKS) -> dict[str, Any]:
     row |= {"kind": result.kind, "error": result.proof.error, "proven": result.proof.holds}
     row["parameters"] = result.after.parameters / result.before.parameters
     row["macs"] = result.after.macs / max(result.before.macs, 1)
-    steps = {"batch": _other_batch, "files": _files, "step": _training_step}
     for column in checks:
-        row[column] = _outcome(lambda step=steps[column]: step(result, model, inputs, other))
+        row[column] = _outcome(lambda step=STEPS[column]: step(result, model, inputs, other))
     row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return row
 
@@ -125,18 +130,46 @@ def _tensors(outputs: Any) -> list[Any]:
     return [x for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
 
 
-def _other_batch(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
-    """The result gives for a batch of three what the model gives that is cut by the same plan with such a batch, and proven."""
+def _other_inputs(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
+    """The result gives for a batch of three, and for larger images or longer texts where the model takes them, what the model gives
+    that is cut by the same plan with such inputs, and proven."""
     import torch
 
     import secateur as sc
 
-    args, kwargs = other(3)
-    with torch.no_grad():
-        found = _tensors(result.model.eval()(*args, **kwargs))
-        wanted = _tensors(sc.apply(sc.study(model, (args, kwargs)), result.plan).model(*args, **kwargs))
-    _compare(found, wanted)
-    return "yes"
+    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with torch.no_grad():
+            found = _tensors(result.model.eval()(*args, **kwargs))
+            wanted = _tensors(sc.apply(sc.study(model, (args, kwargs)), result.plan).model(*args, **kwargs))
+        _compare(found, wanted)
+
+    check(*other(3))
+    larger = _larger(model, inputs)
+    if larger is not None:
+        check(*larger)
+    return "yes" if larger is None else "yes, size too"
+
+
+def _larger(model: Any, inputs: Inputs) -> Inputs | None:
+    """Images 32 pixels larger, texts four tokens longer; nothing where the model itself takes one size."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    def grown(x: Any) -> Any:
+        if isinstance(x, torch.Tensor) and x.ndim == 4 and x.is_floating_point():
+            return torch.randn(*x.shape[:2], x.shape[2] + 32, x.shape[3] + 32)
+        if isinstance(x, torch.Tensor) and x.ndim == 2 and not x.is_floating_point():
+            return torch.cat([x, x[:, :4]], dim=1)
+        return x
+
+    args, kwargs = pytree.tree_map(grown, inputs)
+    changed = any(a.shape != b.shape for a, b in zip(_tensors(inputs), _tensors((args, kwargs)), strict=True))
+    try:
+        with torch.no_grad():
+            model.eval()(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - a model that takes one size says so in its own way
+        return None
+    return (args, kwargs) if changed else None
 
 
 def _compare(found: Sequence[Any], wanted: Sequence[Any]) -> None:
@@ -147,12 +180,13 @@ def _compare(found: Sequence[Any], wanted: Sequence[Any]) -> None:
 
 
 def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
-    """Saved, loaded in a new process, ONNX agreed (the save checks it); both files give what the result gives, for another batch too."""
+    """Saved, loaded in a new process, ONNX agreed (the save checks it); both files give what the result gives, for other inputs too."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         out = result.save(Path(folder) / "out")
-        for name, (args, kwargs) in {"same": inputs, "other": other(3)}.items():
+        larger = _larger(model, inputs)
+        for name, (args, kwargs) in {"same": inputs, "batch": other(3), **({} if larger is None else {"size": larger})}.items():
             with torch.no_grad():
                 torch.save(_tensors(result.model(*args, **kwargs)), Path(folder) / f"{name}.wanted.pt")
             torch.save((args, kwargs), Path(folder) / f"{name}.inputs.pt")
@@ -172,7 +206,7 @@ def _files(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Input
 def reload(folder: str, package: str) -> None:
     """Load a saved directory, and compare its outputs with those kept beside it; ``package`` knows their types and its operators.
 
-    What takes no other batch is printed.
+    What takes no other batch or size is printed.
     """
     import importlib
 
@@ -197,8 +231,10 @@ def reload(folder: str, package: str) -> None:
     with torch.no_grad():
         for _, step in check("same"):
             step()
-        closed = [name for name, step in check("other") if _outcome(lambda step=step: step() or "") != ""]
-    print(f"; no other batch: {', '.join(closed)}" if closed else ", any batch")
+        for what in ("batch", "size"):
+            if (Path(folder) / f"{what}.inputs.pt").exists():
+                closed = [name for name, step in check(what) if _outcome(lambda step=step: step() or "") != ""]
+                print(f"; no other {what}: {', '.join(closed)}" if closed else f", any {what}", end="")
 
 
 def _training_step(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
@@ -237,34 +273,65 @@ def _training_step(result: Any, model: Any, inputs: Inputs, other: Callable[[int
         small.eval()
 
 
+def _torchs_counter(result: Any, model: Any, inputs: Inputs, other: Callable[[int], Inputs]) -> str:
+    """Our MACs are half of the operations that torch counts, where its kernels are of those that it knows."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    args, kwargs = inputs
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+    wanted = counter.get_total_flops() / 2
+    assert abs(result.before.macs - wanted) <= 1e-6 * wanted, f"{result.before.macs / max(wanted, 1):.4f} times torch's"
+    return "yes"
+
+
+STEPS = {"inputs": _other_inputs, "files": _files, "step": _training_step, "counter": _torchs_counter}
+
+
 def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One model in its own process, and the peer in another, within limits of time and memory."""
-    row = {"model": name} | _limited(["--one", name, "--checks", options.checks], options)
+    checks = {"all": CHECKS, "proof": ()}.get(options.checks, (options.checks,))
+    row = {"model": name} | _limited(examine, (name, checks), options)
     if options.peer and "failure" not in row:
-        found = _limited(["--one-peer", name], options)
+        found = _limited(examine_peer, (name,), options)
         row |= {"peer": found["failure"]} if "failure" in found else found
     return row
 
 
-def _limited(arguments: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    limit = int(options.memory_gib * 2**30)
-    command = [sys.executable, __file__, *arguments]
+def _limited(work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], options: argparse.Namespace) -> dict[str, Any]:
+    here, there = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_send, args=(there, int(options.memory_gib * 2**30), work, arguments))
+    process.start()
+    there.close()
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=options.seconds,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failure": f"took longer than {options.seconds:.0f} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if lines:
-        return dict(json.loads(lines[-1]))
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"failure": (lines or [f"exit code {done.returncode}"])[-1][:300]}
+        if not here.poll(options.seconds):
+            return {"failure": f"took longer than {options.seconds:.0f} s"}
+        return dict(here.recv())
+    except EOFError:
+        process.join()
+        return {"failure": f"the process ended with exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(pipe: Connection, limit: int, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        found = work(*arguments)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever ends a model is its row
+        found = {"failure": (traceback.format_exception_only(error)[-1].strip().splitlines() or [repr(error)])[-1][:300]}
+    pipe.send(found)
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:
@@ -308,9 +375,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         "| model | captured | prunable parameters | prunable MACs | left: parameters | left: MACs | result | proof error "
-        "| other batch | saved, loaded, ONNX | training step | study s | with proof s | peak GiB | torch-pruning: left |"
+        "| other inputs | saved, loaded, ONNX | training step | MACs as torch counts | study s | with proof s | peak GiB "
+        "| torch-pruning: left |"
     )
-    yield "|---" * 15 + "|"
+    yield "|---" * 16 + "|"
     for r in rows:
         yield _line(r)
     yield ""
@@ -339,7 +407,7 @@ def _slowest(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _line(r: Mapping[str, Any]) -> str:
     if "failure" in r:
-        return f"| {r['model']} | {_cell(r['failure'])} |" + " |" * 13
+        return f"| {r['model']} | {_cell(r['failure'])} |" + " |" * 14
     shares = " | ".join(f"{r[c]:.0%}" for c in ("prunable_parameters", "prunable_macs", "parameters", "macs"))
     steps = " | ".join(_cell(str(r.get(c, "-"))) for c in CHECKS)
     peer = "-" if "peer" not in r else f"{r['peer_left']:.0%}" if r["peer"] == "yes" else _cell(r["peer"][:120])
@@ -365,24 +433,15 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="models to run; by default the set `core`")
     parser.add_argument("--set", action="append", choices=list(zoo.SETS), default=[], help="a set of models (repeatable)")
     parser.add_argument("--list", type=Path, help="a file with a model a line")
-    parser.add_argument("--checks", choices=("all", "proof"), default="all", help="what to run after the proof")
+    parser.add_argument("--checks", choices=("all", "proof", *CHECKS), default="all", help="what to run after the proof")
     parser.add_argument("--peer", action="store_true", help="cut each model with torch-pruning too")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--one-peer", help=argparse.SUPPRESS)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=900, help="limit for one model")
     parser.add_argument("--memory-gib", type=float, default=16, help="limit for one model")
     parser.add_argument("--again", action="store_true", help="run finished models again")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write", type=Path, help="write the table of all results to this file")
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(examine(options.one, CHECKS if options.checks == "all" else ())))
-        return
-    if options.one_peer:
-        print(json.dumps(examine_peer(options.one_peer)))
-        return
-    _run_all(options)
+    _run_all(parser.parse_args())
 
 
 def _run_all(options: argparse.Namespace) -> None:

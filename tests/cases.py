@@ -117,6 +117,7 @@ CASES = [
     Case("group_norm", cv.GroupNormed, PIXELS, heads=True),
     Case("instance_norm", cv.InstanceNormed, PIXELS),
     Case("weight_norm", cv.WeightNormed, PIXELS),
+    Case("weight_norm_by_hooks", cv.WeightNormedByHooks, PIXELS),
     Case("spectral_norm", cv.SpectralNormed, VECTORS),
     Case("standardised", cv.Standardised, PIXELS),
     Case("prelu", cv.Sloped, PIXELS),

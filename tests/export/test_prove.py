@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 from export.models import Branching, FusedAttention, Nested, Residual, Tied, compressed, nested_inputs
 from secateur.errors import PlanError, ProofError
-from secateur.export import prove_directory, save_directory
+from secateur.export import load, prove_directory, save_directory
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "attention": FusedAttention, "tied": Tied, "nested": Nested}
 
@@ -65,6 +65,30 @@ def test_weights_that_a_parametrization_computes_are_proven_and_told_from_traine
     proof = prove_directory(save_directory(result, tmp_path / "other", onnx=False), model)
     assert proof.holds
     assert [note for note in proof.notes if note.endswith(": 2.weight")] == list(proof.notes) != []
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_graph_whose_layers_compute_their_weights_is_proven_and_loaded(tmp_path: Path, zeros: bool) -> None:
+    """A filter of zeros has no direction: its layer holds a plain weight, also where the freshly built model has another one there."""
+
+    def build(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        first, last = (parametrizations.weight_norm(nn.Linear(*sizes)) for sizes in ((3, 8), (8, 2)))
+        return nn.Sequential(first, nn.ReLU(), last).eval()
+
+    model, inputs = build(1), torch.randn(4, 3)
+    if zeros:
+        model[0].parametrizations.weight.original0.data[:7] = 0.0
+    result = compressed(model, inputs, prefer="graph")
+    assert result.kind == "graph"
+    names = set(result.model.state_dict())
+    assert ("0.weight" in names) is zeros
+    assert "2.parametrizations.weight.original1" in names
+    path = save_directory(result, tmp_path / "out", onnx=False)
+    assert prove_directory(path, model).holds
+    loaded = load(path, into=build(2))
+    assert set(loaded.state_dict()) == names
+    torch.testing.assert_close(loaded(inputs), result.model(inputs))
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, saved: dict[str, Path]) -> None:

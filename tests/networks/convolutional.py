@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -320,6 +322,21 @@ class WeightNormed(nn.Module):
         super().__init__()
         self.first = parametrizations.weight_norm(nn.Conv2d(3, 8, 3, padding=1))
         self.second = parametrizations.weight_norm(nn.Conv2d(8, 6, 3, padding=1))
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(F.relu(self.first(x)))))
+
+
+class WeightNormedByHooks(nn.Module):
+    """Direction times length, as torch did it before it had parametrizations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.first = torch.nn.utils.weight_norm(nn.Conv2d(3, 8, 3, padding=1))
+            self.second = torch.nn.utils.weight_norm(nn.Conv2d(8, 6, 3, padding=1), dim=1)
         self.head = Head(6)
 
     def forward(self, x: Tensor) -> Tensor:

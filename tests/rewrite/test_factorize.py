@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from cases import CASES, Case, call, studied
 from secateur.capture import Capture
+from secateur.capture.duplicate import duplicate
 from secateur.decompose import CP, METHODS, captured_layers, settings_of
 from secateur.decompose.linalg import compose
 from secateur.decompose.spec import read_spec, to_kernel, to_weight
@@ -55,7 +55,7 @@ def factorized(case: Case, prefer: apply.Prefer = "auto") -> tuple[Rewritten, li
 
 def by_hand(dense: nn.Module, small: nn.Module, layers: list[str]) -> nn.Module:
     """The dense model in double precision with the weights that the factors multiply to."""
-    model = copy.deepcopy(dense).double()
+    model = duplicate(dense).double()
     for name in layers:
         layer: Any = model.get_submodule(name)
         kernels = [to_kernel(part.weight.double(), read_spec(part)) for part in small.get_submodule(name)]
@@ -89,9 +89,7 @@ def test_factors_equal_recomposed_weights(case: Case) -> None:
     )
     inputs = doubled(case.inputs(3))
     with torch.no_grad():
-        want, have = (
-            tensors(call(m, inputs)) for m in (by_hand(studied(case).model, done.model, names), copy.deepcopy(done.model).double())
-        )
+        want, have = (tensors(call(m, inputs)) for m in (by_hand(studied(case).model, done.model, names), duplicate(done.model).double()))
     torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
 
 
@@ -108,7 +106,7 @@ def test_a_graph_holds_factors_too(name: str) -> None:
 @cases
 def test_skeletons_have_the_shapes_and_train_like_the_layer(case: Case) -> None:
     done, _ = factorized(case)
-    model = copy.deepcopy(studied(case).model)
+    model = duplicate(studied(case).model)
     with_skeletons(model, edits_for(studied(case).capture))
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in done.model.state_dict().items()}
     assert {n: p.requires_grad for n, p in model.named_parameters()} == {n: p.requires_grad for n, p in done.model.named_parameters()}

@@ -130,17 +130,18 @@ def test_a_state_dict_of_one_outcome_has_the_names_of_the_users(name: str, prefe
     assert set(halved(model, case.inputs(), prefer).model.state_dict()) == set(model.state_dict())
 
 
+@outcomes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weights_of_length_and_direction_stay_so_in_the_users_class(dtype: torch.dtype) -> None:
+def test_weights_of_length_and_direction_stay_so(prefer: Prefer, dtype: torch.dtype) -> None:
     case = BY_NAME["weight_norm"]
     model, image = case.model().to(dtype), case.inputs().to(dtype)
     model.second.parametrizations.weight.original0.requires_grad_(False)
     found = study(model, image)
     plan = found.plan(ratio=0.5)
-    result = rewrite(found.cut(plan))
+    result = rewrite(found.cut(plan), prefer=prefer)
     small, kept = result.model, {edit.group: sorted(set(range(edit.size)) - set(edit.remove)) for edit in plan.prunes}
-    assert (result.kind, result.proof.holds) == ("module", True)
-    assert "parametrizations compute first.weight, second.weight" in result.notes[0]
+    assert (result.kind, result.proof.holds) == (prefer, True)
+    assert any("layers compute first.weight, second.weight" in note for note in result.notes)
     assert parametrize.is_parametrized(small.second, "weight")
     assert set(small.state_dict()) == set(model.state_dict())
     assert {n: p.requires_grad for n, p in small.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
@@ -150,6 +151,41 @@ def test_weights_of_length_and_direction_stay_so_in_the_users_class(dtype: torch
     torch.testing.assert_close(small.second.weight, model.second.weight[rows][:, columns], rtol=few, atol=few)
 
 
+@outcomes
+def test_lengths_and_directions_behind_hooks_stay_so(prefer: Prefer) -> None:
+    case = BY_NAME["weight_norm_by_hooks"]
+    model = case.model()
+    model.second.weight_g.requires_grad_(False)
+    result = halved(model, case.inputs(), prefer)
+    small = result.model
+    assert (result.kind, result.proof.holds) == (prefer, True)
+    assert set(small.state_dict()) == set(model.state_dict())
+    assert {n: p.requires_grad for n, p in small.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+    before = small(case.inputs())
+    with torch.no_grad():
+        small.second.weight_v.mul_(2)
+    torch.testing.assert_close(small(case.inputs()), before)
+    with torch.no_grad():
+        small.second.weight_g.mul_(2)
+    assert not torch.allclose(small(case.inputs()), before)
+
+
+def test_a_layer_of_a_graph_computes_an_uncut_weight_from_the_very_same_tensors() -> None:
+    case = BY_NAME["spectral_norm"]
+    model = case.model()
+    found = study(model, case.inputs())
+    result = rewrite(found.cut(found.plan(ratio=0.0)), prefer="graph").model
+    assert {n: t.tolist() for n, t in result.state_dict().items()} == {n: t.tolist() for n, t in model.state_dict().items()}
+
+
+def test_a_weight_that_is_standardised_on_the_way_is_a_layers_own_in_a_graph() -> None:
+    case = BY_NAME["standardised"]
+    model = case.model()
+    result = halved(model, case.inputs(), "graph").model
+    assert isinstance(result.second, nn.Conv2d)
+    assert set(result.state_dict()) == set(model.state_dict())
+
+
 def test_a_parametrization_that_cannot_be_turned_round_goes_into_a_graph() -> None:
     case = BY_NAME["spectral_norm"]
     result = halved(case.model(), case.inputs())
@@ -157,8 +193,8 @@ def test_a_parametrization_that_cannot_be_turned_round_goes_into_a_graph() -> No
 
 
 def test_a_computed_weight_that_is_off_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    turned_round = module._turned_round
-    monkeypatch.setattr(module, "_turned_round", lambda model, name, value: turned_round(model, name, 1.001 * value))
+    store = module.store
+    monkeypatch.setattr(module, "store", lambda model, name, value: store(model, name, 1.001 * value))
     case = BY_NAME["weight_norm"]
     with pytest.raises(SecateurError, match="not the kept part"):
         halved(case.model(), case.inputs(), "module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cases import CASES, Case, call, studied
+from secateur.capture.duplicate import duplicate
 from secateur.groups import ChannelGroup, Member
 from secateur.rewrite import Cut
 from secateur.rewrite.execute import Double, widened
@@ -49,14 +49,18 @@ def zero(model: nn.Module, member: Member, channels: list[int]) -> None:
 
 def zeroed(case: Case, group: ChannelGroup, channels: list[int]) -> list[Tensor]:
     """Outputs of the user's model, in double precision, with a few channels at zero."""
-    model = copy.deepcopy(studied(case).model).double()
+    model = duplicate(studied(case).model).double()
     with torch.no_grad():
         for member in group.members:
             zero(model, member, channels)
         return pytree.tree_leaves(call(model, pytree.tree_map(widened, case.inputs())))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in ("weight_norm", "spectral_norm", "standardised")], ids=str)
+COMPUTED = ("weight_norm", "weight_norm_by_hooks", "spectral_norm", "standardised")
+"""Models that compute weights from others, which zeros would change."""
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in COMPUTED], ids=str)
 def test_a_removed_channel_is_a_channel_of_zeros(case: Case) -> None:
     study, compared = studied(case), 0
     for group, channels in removable(case):

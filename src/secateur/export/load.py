@@ -44,8 +44,9 @@ def load(path: str | os.PathLike[str], into: nn.Module | ExportedProgram | None 
     directory = read_directory(where)
     if into is None:
         return _program_of(directory, trust_pickle).module()
-    model = _own_class(directory, into) if directory.kind == "module" else planned_graph_module(directory, into)
-    put_weights(model, *read_weights(directory.path / WEIGHTS), source=directory.path / WEIGHTS)
+    stored, aliases = read_weights(directory.path / WEIGHTS)
+    model = _own_class(directory, into) if directory.kind == "module" else planned_graph_module(directory, into, stored.keys())
+    put_weights(model, stored, aliases, source=directory.path / WEIGHTS)
     unfitting = unfitting_factor(model, directory.plan.factorizations) if directory.kind == "module" else None
     if unfitting is not None:
         raise FileError(f"{directory.path / WEIGHTS} holds {unfitting} in another shape than the plan beside it gives.")

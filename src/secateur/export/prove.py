@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from secateur.capture import Capture, capture, normalise_inputs, record
 from secateur.capture.duplicate import duplicate, same_but_rounding, same_values
 from secateur.capture.given import given
 from secateur.capture.normalize import normalize
-from secateur.capture.normalize.weights import computed_from
+from secateur.capture.normalize.weights import computed_from, folded_names, stand_ins
 from secateur.capture.values import depends_on_values
 from secateur.errors import ProofError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
@@ -39,7 +39,7 @@ from secateur.rewrite import (
 )
 from secateur.rewrite.apply import Prefer
 from secateur.rewrite.graph import put
-from secateur.rewrite.module import computed_weights, tied_names
+from secateur.rewrite.module import rebuilt_names, tied_names
 from secateur.rewrite.prove import join_proofs
 
 
@@ -128,9 +128,9 @@ class _Last:
         """The saved program is the masked model."""
         cut = final_cut(self.source, self.edits, self.kind)
         saved, stored, aliases = self._files()
-        computed = _computed(self.source) if self.kind == "module" and computed_weights(self.source.model, cut) else []
+        computed = _computed(cut.solution.walk.capture, () if self.kind == "module" else stored.keys())
         saved = normalize(saved) if computed else saved
-        names = _names(saved, cut, {**{name: name for name in (*stored, *computed)}, **aliases})
+        names = _names(saved, self._firsts(cut.solution.walk.capture), {**{name: name for name in (*stored, *computed)}, **aliases})
         refitted = [edit.layer for edit in self.directory.plan.factorizations]
         changed = _with_dense_weights(saved, cut, names, None if self.recovered else refitted)
         inputs = self._inputs(saved)
@@ -146,9 +146,12 @@ class _Last:
         small = load(self.directory.path, into=self.dense)
         model, trained = _with_saved_weights(self.source.model, small, layers) if self.recovered else (self.source.model, [])
         source = replace(self.source, model=model)
-        rename = {**aliases, **tied_names(source)}
+        rename = {**aliases, **self._firsts(source)}
         proof = prove_factorized(source, small, saved.program, layers, tolerance=self.tolerance, seed=self.seed, rename=rename)
         return proof, trained
+
+    def _firsts(self, source: Capture) -> dict[str, str]:
+        return rebuilt_names(source) if self.kind == "graph" else tied_names(source)
 
     def _files(self) -> tuple[Capture, Mapping[str, Tensor], Mapping[str, str]]:
         stored, aliases = read_weights(self.directory.path / WEIGHTS)
@@ -161,9 +164,10 @@ class _Last:
         return [flat] if saved.decided or depends_on_values(saved.graph) else [flat, random_like(flat, self.seed + 1)]
 
 
-def _computed(source: Capture) -> list[str]:
-    """The stored weights that the dense model computes from its parameters."""
-    return [str(node.target) for node in source.graph.find_nodes(op="get_attr") if computed_from(node)]
+def _computed(source: Capture, stored: Collection[str]) -> list[str]:
+    """The weights that the saved model computes: those of the dense model that are not stored."""
+    own = stand_ins(source.graph)
+    return [name for name in folded_names(source.graph) if name not in stored and own.get(name) not in stored]
 
 
 def _saved(directory: Directory, dense: nn.Module | ExportedProgram, source: Capture, trust_pickle: bool) -> Capture:
@@ -186,11 +190,10 @@ def _with_saved_weights(dense: nn.Module, small: nn.Module, layers: Sequence[str
     return model, changed
 
 
-def _names(saved: Capture, cut: Cut, known: Mapping[str, str]) -> dict[str, str]:
+def _names(saved: Capture, firsts: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
     """The dense capture's name of each tensor of the saved program; constants of the program alone get one that it does not have."""
-    tied = tied_names(cut.solution.walk.capture)
     own = [str(node.target) for node in saved.graph.find_nodes(op="get_attr")]
-    return {name: tied.get(name, name) if name in known else f"constant {name}" for name in own}
+    return {name: firsts.get(name, name) if name in known else f"constant {name}" for name in own}
 
 
 def _check_same(saved: Capture, stored: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.capture import Capture, capture
 from secateur.capture.normalize import normalize
+from secateur.capture.normalize.weights import weight_name
 from secateur.errors import FileError, PlanError
 from secateur.export.directory import Directory
 from secateur.groups import build_groups, solve, walk
@@ -60,17 +61,21 @@ def final_cut(source: Capture, edits: Sequence[Edit], kind: str) -> Cut:
     return transfer(cut, solve(walk(normalize(capture(source.model, source.args, dict(source.kwargs), graph=True)))))
 
 
-def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram) -> nn.Module:
-    """The smaller graph module that the directory's plan makes of a dense model, with factors whose values are to be loaded."""
+def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram, stored: Collection[str]) -> nn.Module:
+    """The smaller graph module that the directory's plan makes of a dense model, with values that are to be loaded.
+
+    The names of the tensors in ``stored`` say which layers compute their weights.
+    """
     check_belongs(directory.plan, as_module(dense))
     args, kwargs = examples_for(directory, dense)
+    computed = {weight_name(name, stored) for name in stored}
     model: nn.Module | ExportedProgram = dense
     for stage, edits in stages_of(directory):
         factors = [edit for edit in edits if isinstance(edit, Factorize)]
         source = normalize(capture(model, args, kwargs))
         if stage["kind"] == "graph":
             cut = final_cut(source, edits, "graph")
-            model = raise_layers(rewrite_graph(cut), cut.solution.walk.capture)
+            model = raise_layers(rewrite_graph(cut), cut.solution.walk.capture, computed)
         else:
             model = _smaller_class(source, edits, stage["attributes"])
         with_skeletons(model, factors)

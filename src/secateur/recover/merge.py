@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from secateur.groups import ChannelGroup, build_groups
 from secateur.recover.readers import Reader, arguments, packet, readers
-from secateur.recover.recovery import Change, Recovered, computed_value, own_tensors, write_back
+from secateur.recover.recovery import Change, Recovered, own_tensors, stored_tensor, write_back
 from secateur.rewrite import Cut, Slices
+from secateur.rewrite.computed import computed_value
 from secateur.score.batches import Data
 from secateur.score.graph import leaf
 
@@ -66,7 +67,7 @@ class Merge:
             if isinstance(found, str):
                 skipped[layer] = refused.get(name, found)
                 continue
-            tensor = next((own[n] for n in capture.tied.get(name, (name,)) if n in own), None)
+            tensor = stored_tensor(own, name, capture)
             tensor = computed_value(model, name) if tensor is None else tensor
             assert tensor is not None
             write_back({name: tensor + slices.apply(name, found).to(tensor)}, model, capture)

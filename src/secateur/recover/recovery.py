@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from secateur.capture.capture import Capture
+from secateur.capture.normalize.weights import stand_ins
+from secateur.errors import RewriteError
 from secateur.rewrite import Cut
+from secateur.rewrite.computed import computed_value, store
 from secateur.score.batches import Data
 
 
@@ -61,19 +64,10 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
-def computed_value(model: nn.Module, name: str) -> Tensor | None:
-    """What a parametrization computes under a name, in eval mode, in which none changes its state; ``None`` if there is none."""
-    path, _, last = name.rpartition(".")
-    try:
-        made: Any = model.get_submodule(f"{path}.parametrizations.{last}".lstrip("."))
-    except AttributeError:
-        return None
-    training = made.training
-    try:
-        value: Tensor = made.eval()()
-        return value.detach()
-    finally:
-        made.train(training)
+def stored_tensor(own: Mapping[str, Tensor], name: str, capture: Capture) -> Tensor | None:
+    """The tensor that a smaller model holds for one of the dense model, under any of the names that this has there."""
+    names = (*capture.tied.get(name, (name,)), stand_ins(capture.graph).get(name, ""))
+    return next((own[n] for n in names if n in own), None)
 
 
 def load_values(program: nn.Module, model: nn.Module) -> None:
@@ -89,14 +83,13 @@ def load_values(program: nn.Module, model: nn.Module) -> None:
 def write_back(values: Mapping[str, Tensor], model: nn.Module, capture: Capture) -> None:
     """Put new values of tensors into a model, under any of the names that the dense model has for them.
 
-    What a parametrization computes gets its value by way of the tensors behind it.
+    What a layer computes gets its value by way of the tensors behind it.
     """
     own = own_tensors(model)
     with torch.no_grad():
         for name, value in values.items():
-            known = next((own[n] for n in capture.tied.get(name, (name,)) if n in own), None)
+            known = stored_tensor(own, name, capture)
             if known is not None:
                 known.copy_(value)
-            else:
-                path, _, last = name.rpartition(".")
-                setattr(model.get_submodule(path), last, value.detach())
+            elif not store(model, name, value.detach()):
+                raise RewriteError(f"{name} cannot get a new value: what the layer computes it from does not hold one.")

@@ -18,17 +18,27 @@ from secateur.capture.caches import switches
 from secateur.capture.duplicate import duplicate
 from secateur.capture.flat import FlatModel, tensors_of
 from secateur.capture.normalize import normalize
+from secateur.capture.normalize.weights import folded_names
 from secateur.capture.program import as_program
 from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.verify import check_on
 from secateur.errors import CaptureError, ProofError, RewriteError, SecateurError
 from secateur.groups import Solution, solve, walk
 from secateur.plan import Factorize
+from secateur.rewrite.computed import is_computed
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.factorize import Batches, FactorizedLayer, factorize
 from secateur.rewrite.follow import followed
 from secateur.rewrite.graph import rewrite_graph
-from secateur.rewrite.module import candidate_attributes, computed_weights, layer_attributes, merged, shrink_module, tied_names
+from secateur.rewrite.module import (
+    candidate_attributes,
+    computed_weights,
+    layer_attributes,
+    merged,
+    rebuilt_names,
+    shrink_module,
+    tied_names,
+)
 from secateur.rewrite.nodes import first_difference
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
@@ -156,14 +166,14 @@ def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
         except SecateurError as error:
             failure = failure or error
         else:
-            return Rewritten(model, "module", proof, small, attributes, _of_parametrizations(computed))
+            return Rewritten(model, "module", proof, small, attributes, _of_computed(computed))
     raise failure or RewriteError("no attempt was made")
 
 
-def _of_parametrizations(computed: Sequence[str]) -> tuple[str, ...]:
+def _of_computed(computed: Sequence[str]) -> tuple[str, ...]:
     if not computed:
         return ()
-    return (f"parametrizations compute {', '.join(computed)}: the kept parts of the dense model's, but for rounding",)
+    return (f"their layers compute {', '.join(computed)}: the kept parts of the dense model's, but for rounding",)
 
 
 def _normal_form(small: Capture) -> torch.fx.GraphModule:
@@ -197,15 +207,17 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
     program = rewrite_graph(cut)
     raised = raise_layers(_copied(program), wide)
     small = _quiet_record(raised, wide)
+    computed = [name for name in folded_names(wide.graph) if is_computed(raised, name)]
     try:
         proof = prove(
             cut,
-            small.program,
+            _normal_form(small) if computed else small.program,
             _inputs(wide, seed),
             tolerance=tolerance,
             seed=seed,
-            rename=tied_names(wide),
+            rename=rebuilt_names(wide),
             named=partial(_normal_form, small),
+            rounded=computed,
         )
     except ProofError as error:
         if small.decided and not wide.decided:
@@ -214,7 +226,7 @@ def _as_graph(cut: Cut, tolerance: float, seed: int, notes: tuple[str, ...]) -> 
             ) from error
         node = first_difference(cut, program, wide.flat_inputs(), seed)
         raise ProofError(f"{error} First node that differs: {node}." if node else str(error), node=node, error=error.error) from error
-    return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes, *_left_aside(wide)))
+    return Rewritten(raised, "graph", proof, small, {}, (*notes, *wide.notes, *_left_aside(wide), *_of_computed(computed)))
 
 
 def _left_aside(source: Capture) -> tuple[str, ...]:

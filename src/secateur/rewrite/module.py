@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch import fx, nn
 
 from secateur.capture.capture import Capture
 from secateur.capture.casts import stored_name
-from secateur.capture.duplicate import duplicate, same_but_rounding
+from secateur.capture.duplicate import duplicate
+from secateur.capture.normalize.weights import stand_ins
+from secateur.rewrite.computed import computed_names, is_computed, store
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import smaller
 from secateur.rewrite.slices import Slices
@@ -24,19 +25,19 @@ Attributes = dict[str, dict[str, Any]]
 def shrink_module(model: nn.Module, cut: Cut, attributes: Attributes) -> nn.Module | None:
     """A copy of the user's model with smaller tensors and new attributes; ``None`` if some tensor is not the model's own.
 
-    What a parametrization computes, such as a weight from its norm and its direction, is the model's own where that can be turned round.
+    What a layer computes, such as a weight from its norm and its direction, is the model's own where that can be turned round.
     """
     slices, capture = Slices.of(cut), cut.solution.walk.capture
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     computed = computed_weights(model, cut)
-    if not all(_is_parametrized(model, name) for name in computed):
+    if not all(is_computed(model, name) for name in computed):
         return None
     memo: dict[int, Any] = {}
     for name in slices.kept.keys() & own.keys():
         new = smaller(own[name], name, slices)
         memo |= {id(own[alias]): new for alias in capture.tied.get(name, (name,))}
     smaller_model = duplicate(model, memo)
-    if not all(_turned_round(smaller_model, name, smaller(capture.leaf(name), name, slices).detach()) for name in computed):
+    if not all(store(smaller_model, name, smaller(capture.leaf(name), name, slices).detach()) for name in computed):
         return None
     set_attributes(smaller_model, attributes)
     return smaller_model
@@ -46,26 +47,6 @@ def computed_weights(model: nn.Module, cut: Cut) -> list[str]:
     """The weights that get smaller and that the model computes from tensors of its own."""
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     return [name for name in Slices.of(cut).kept if name not in own]
-
-
-def _is_parametrized(model: nn.Module, name: str) -> bool:
-    path, _, last = name.rpartition(".")
-    try:
-        return parametrize.is_parametrized(model.get_submodule(path), last)
-    except AttributeError:
-        return False
-
-
-def _turned_round(model: nn.Module, name: str, value: Tensor) -> bool:
-    """Give the tensors behind a parametrization values of which it makes this one, if it can."""
-    path, _, last = name.rpartition(".")
-    module = model.get_submodule(path)
-    try:
-        setattr(module, last, value)
-        made = getattr(module, last)
-    except (RuntimeError, ValueError, NotImplementedError):
-        return False
-    return same_but_rounding(value, made)
 
 
 def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -89,7 +70,7 @@ def layer_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> Att
     out: Attributes = {}
     for path, module in model.named_modules():
         shapes = {}
-        for name in (*module._parameters, *module._buffers, *getattr(module, "parametrizations", ())):
+        for name in (*module._parameters, *module._buffers, *computed_names(module)):
             full = f"{path}.{name}" if path else name
             first = firsts.get(full, full)
             if first in slices:
@@ -221,3 +202,8 @@ def _numbers(value: Any) -> Iterator[int]:
 def tied_names(capture: Capture) -> dict[str, str]:
     """The name that the graph uses, by each name of a tensor."""
     return {alias: first for first, names in capture.tied.items() for alias in names}
+
+
+def rebuilt_names(capture: Capture) -> dict[str, str]:
+    """The name that the graph of a capture uses, by each name of a tensor in a graph that is built anew from it."""
+    return tied_names(capture) | {own: name for name, own in stand_ins(capture.graph).items()}

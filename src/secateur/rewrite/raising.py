@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from secateur.capture.capture import Capture
-from secateur.capture.normalize.weights import computed_from
+from secateur.capture.normalize.weights import computed_from, stand_ins
+from secateur.rewrite.computed import compute_alike
 from secateur.rewrite.graph import put
 
 aten = torch.ops.aten
@@ -27,8 +28,12 @@ _ROLES = ("weight", "bias", "running_mean", "running_var")
 Settings = tuple[type[nn.Module], dict[str, Any]]
 
 
-def raise_layers(program: fx.GraphModule, capture: Capture) -> fx.GraphModule:
-    """The same computation built of ordinary layers, called as the user's model is called."""
+def raise_layers(program: fx.GraphModule, capture: Capture, computed: Container[str] | None = None) -> fx.GraphModule:
+    """The same computation built of ordinary layers, called as the user's model is called.
+
+    Layers whose weights the user's model computes do so too: those in ``computed``, by default where that gives the values at hand.
+    """
+    _users_names(program, capture)
     raiser = _Raiser(program, capture)
     for node in list(program.graph.nodes):
         if node.op == "call_function":
@@ -38,8 +43,22 @@ def raise_layers(program: fx.GraphModule, capture: Capture) -> fx.GraphModule:
     raised = fx.GraphModule(program, program.graph, type(capture.model).__name__)
     _tie(raised, capture)
     _keep_unread(raised, capture)
+    _compute_alike(raised, capture, computed)
     raised.train(capture.model.training)
     return raised
+
+
+def _users_names(program: fx.GraphModule, capture: Capture) -> None:
+    """Give weights that stand for what the model computes from a parameter the name of that parameter."""
+    names = stand_ins(capture.graph)
+    for node in program.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if name in names:
+            node.target = names[name]
+            if _has(program, name):
+                owner, _, last = name.rpartition(".")
+                put(program, names[name], _attribute(program, name))
+                delattr(program.get_submodule(owner), last)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -300,6 +319,14 @@ def _keep_unread(program: fx.GraphModule, capture: Capture) -> None:
                 copy = tensor.detach().clone()
                 copies[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
             put(program, name, copies[id(tensor)])
+
+
+def _compute_alike(raised: fx.GraphModule, capture: Capture, wanted: Container[str] | None) -> None:
+    called = {str(node.target) for node in raised.graph.find_nodes(op="call_module")}
+    for node in capture.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if computed_from(node) and name.rpartition(".")[0] in called and (wanted is None or name in wanted):
+            compute_alike(raised, capture.model, name, anyway=wanted is not None)
 
 
 def _tie(program: fx.GraphModule, capture: Capture) -> None:

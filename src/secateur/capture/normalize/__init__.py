@@ -17,7 +17,7 @@ from secateur.capture.normalize.noops import drop_copies, drop_dead, drop_expans
 from secateur.capture.normalize.probes import probe_sizes
 from secateur.capture.normalize.selections import push_selections_up
 from secateur.capture.normalize.shuffles import select_shuffles
-from secateur.capture.normalize.weights import fold_weights
+from secateur.capture.normalize.weights import fold_weights, mark_stand_ins
 from secateur.capture.normalize.windows import name_windows
 from secateur.capture.program import as_program
 
@@ -49,9 +49,10 @@ def normalize(capture: Capture) -> Capture:
     pin_attention_scale(program)
     folded = fold_weights(program)
     drop_dead(program)
+    mark_stand_ins(program, folded)
     program = as_program(program, program.graph)
     program.graph.lint()
     observe_anew(program, capture.flat_inputs())
     tied = {**capture.tied, **{name: (name,) for name, _ in folded}}
-    notes = [f"The weight computed from {origin} holds statistics over it; it is stored as {name}." for name, origin in folded]
+    notes = [f"The weight computed from {origin} holds statistics over it; its value is cut, as {name}." for name, origin in folded]
     return replace(capture, program=program, tied=tied, notes=(*capture.notes, *notes))

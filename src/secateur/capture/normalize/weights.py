@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -66,10 +67,32 @@ def fold_weights(program: fx.GraphModule) -> list[tuple[str, str]]:
     return [_fold(program, operands(node)[1], steps) for node in consumers if (steps := _computed(operands(node)[1]))]
 
 
+def mark_stand_ins(program: fx.GraphModule, folded: Sequence[tuple[str, str]]) -> None:
+    """Write down which stored weights may take the name of their parameter: those whose parameter is read no more and has their shape."""
+    nodes = {str(node.target): node for node in program.graph.find_nodes(op="get_attr")}
+    for name, origin in folded:
+        alike = name == f"{origin}_folded" and attribute(program, name).shape == attribute(program, origin).shape
+        if alike and origin not in nodes:
+            nodes[name].meta["stands_for"] = origin
+
+
 def computed_from(node: fx.Node) -> tuple[str, ...]:
     """The names of the tensors that a stored weight was computed from; none for any other node."""
     recipe = node.meta.get("recipe")
     return () if recipe is None else tuple(str(each.target) for each in recipe.graph.find_nodes(op="get_attr"))
+
+
+def folded_names(graph: fx.Graph) -> list[str]:
+    """The names of all weights that were stored in the place of what computes them."""
+    return [str(node.target) for node in graph.find_nodes(op="get_attr") if computed_from(node)]
+
+
+def stand_ins(graph: fx.Graph) -> dict[str, str]:
+    """By stored weights, the parameters that each was computed from, where no call reads these any more and the shapes are equal.
+
+    A graph that is built anew calls the weight as the model calls the parameter.
+    """
+    return {str(n.target): n.meta["stands_for"] for n in graph.find_nodes(op="get_attr") if "stands_for" in n.meta}
 
 
 def _computed(weight: Any) -> list[fx.Node]:
@@ -101,7 +124,7 @@ def _fold(program: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> tup
     leaves = {str(step.target): attribute(program, str(step.target)) for step in steps if step.op == "get_attr"}
     parameters = {name: tensor for name, tensor in leaves.items() if isinstance(tensor, torch.nn.Parameter)}
     origin = max(parameters or leaves, key=lambda name: leaves[name].numel())
-    name = unused_name(program, _name(origin))
+    name = unused_name(program, weight_name(origin, leaves))
     stored: Tensor = torch.nn.Parameter(value, requires_grad=any(each.requires_grad for each in parameters.values()))
     node = leaf(program, name, stored, weight)
     node.meta["recipe"] = recipe
@@ -117,7 +140,10 @@ def _recipe(program: fx.GraphModule, weight: fx.Node, steps: list[fx.Node]) -> f
     return as_program(program, graph)
 
 
-def _name(origin: str) -> str:
-    """The name that a module gives to a parametrised weight, or one beside that of the parameter."""
+def weight_name(origin: str, leaves: Container[str]) -> str:
+    """The name that a layer gives to the weight that it computes, or one beside that of the parameter."""
     module, parametrised, rest = origin.partition("parametrizations.")
-    return f"{module}{rest.partition('.')[0]}" if parametrised else f"{origin}_folded"
+    if parametrised:
+        return f"{module}{rest.partition('.')[0]}"
+    plain = origin.removesuffix("_v")
+    return plain if plain != origin and f"{plain}_g" in leaves else f"{origin}_folded"

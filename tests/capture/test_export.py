@@ -76,13 +76,36 @@ def test_sizes_that_the_model_fixes_are_not_left_open(model: nn.Module, shape: t
 
 
 def test_open_sizes_are_found_before_exporting() -> None:
-    for model, shape, expected in ((Staged(), (3, 4), []), (FixedPositions(), (3, 6, 4), []), (ConvNet(), (2, 3, 8, 4), [(0, 2), (0, 3)])):
+    for model, shape, expected in ((FixedPositions(), (3, 6, 4), []), (ConvNet(), (2, 3, 8, 4), [(0, 2), (0, 3)])):
         flat = [torch.randn(shape)]
-        places, witnesses = open_sizes(FlatModel(model, flat, pytree.tree_structure(((0,), {}))), flat)
+        places, witnesses, doubts = open_sizes(FlatModel(model, flat, pytree.tree_structure(((0,), {}))), flat)
+        assert doubts == []
         assert places == expected
         assert {tuple(witness[0].shape) for witness in witnesses} == (
             {(2, 3, 4, 4), (2, 3, 16, 4), (2, 3, 8, 2), (2, 3, 8, 8)} if expected else set()
         )
+
+
+def test_sizes_with_other_calls_are_in_doubt() -> None:
+    flat = [torch.randn(3, 4)]
+    found = open_sizes(FlatModel(Staged(), flat, pytree.tree_structure(((0,), {}))), flat)
+    assert found.places == [(0, 1)]
+    assert [[tuple(x.shape) for x in inputs] for inputs in (*found.witnesses, *found.doubts)] == [[(3, 2)], [(3, 6)], [(3, 8)]]
+
+
+class Skipping(nn.Module):
+    """Leaves a mask out that hides nothing, unless it is exported, and refuses an odd length."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        pairs = x.reshape(x.shape[0], x.shape[1] // 2, 2).flatten(1)
+        return pairs if not torch.compiler.is_compiling() and bool(mask.all()) else pairs * mask
+
+
+def test_sizes_stay_open_where_other_calls_give_the_same() -> None:
+    mask = torch.ones(3, 8)
+    mask[:, 5:] = 0
+    capture = export(Skipping(), (torch.randn(3, 8), mask), dynamic=True)
+    assert capture.notes[-1] == "torch.export: input dimensions that may vary: input_0[0, 1], input_1[0, 1]"
 
 
 @pytest.mark.parametrize(

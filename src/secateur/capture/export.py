@@ -19,7 +19,7 @@ from secateur.capture.flat import PREFIX, FlatModel, flatten_inputs, tensors_of
 from secateur.capture.leaves import Leaves
 from secateur.capture.limit import time_limit
 from secateur.capture.quietly import quietly
-from secateur.capture.sizes import Place, open_sizes
+from secateur.capture.sizes import OpenSizes, Place, open_sizes
 from secateur.capture.transcribe import Transcript
 from secateur.capture.trees import input_names
 from secateur.capture.untouched import untouched
@@ -28,6 +28,9 @@ from secateur.errors import CaptureError
 
 LONGEST_S = 60.0
 """How long torch.export may look for what open input sizes have to fulfil; divisions of them, as in padding, can take it hours."""
+
+LONGEST_IN_DOUBT_S = 20.0
+"""The same where the model makes other calls at some sizes."""
 
 Sizes = tuple[dict[int, Any], ...]
 
@@ -59,12 +62,12 @@ def export(
     run = FlatModel(model, flat, in_spec)
     expected = run.outputs_on(tensors_of(flat))
     blank = Capture(fx.GraphModule({}, fx.Graph()), model, args, kwargs, in_spec, run.outcome.spec, "export", {})
-    places, witnesses = open_sizes(run, tensors_of(flat)) if dynamic and not batch_alone else ([], [])
-    for attempt in _attempts(run, tensors_of(flat), places, dynamic=dynamic):
+    sizes = open_sizes(run, tensors_of(flat)) if dynamic and not batch_alone else OpenSizes([], [], [])
+    for attempt in _attempts(run, tensors_of(flat), sizes, dynamic=dynamic):
         try:
             traced = _traced(run, attempt)
             capture = close_capture(transcribed(traced, blank), expected)
-            _check_elsewhere(capture, _open_dims(traced), witnesses, run)
+            _check_elsewhere(capture, _open_dims(traced), sizes, run)
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             notes.append(f"torch.export with {attempt.what}: {_first_line(error)}")
         else:
@@ -114,22 +117,27 @@ def _traced(run: FlatModel, attempt: _Attempt) -> torch.export.ExportedProgram:
     return traced
 
 
-def _attempts(run: FlatModel, tensors: list[Tensor], places: Sequence[Place], *, dynamic: bool) -> Iterator[_Attempt]:
+def _attempts(run: FlatModel, tensors: list[Tensor], open_ones: OpenSizes, *, dynamic: bool) -> Iterator[_Attempt]:
     """Yield ways of exporting, the freest first.
 
     ``torch.export`` takes a size of 1 for a constant, so single examples go in twice where the model runs so.
     """
-    ranked = [tensor for tensor in tensors if tensor.dim()]
+    ranked, places, seconds = [tensor for tensor in tensors if tensor.dim()], open_ones.places, longest(open_ones)
     if dynamic and ranked:
         doubled = _doubled(run, tensors) if all(tensor.shape[0] == 1 for tensor in ranked) else None
         examples = doubled or tensors
         if places:
             needs_batch = doubled is not None
-            yield _Attempt("batch and input sizes free", examples, _sizes(examples, places), needs_batch, LONGEST_S)
+            yield _Attempt("batch and input sizes free", examples, _sizes(examples, places), needs_batch, seconds)
         yield _Attempt("batch size free", examples, _sizes(examples, []), needs_batch=doubled is not None)
         if places and doubled:
-            yield _Attempt("input sizes free", tensors, _sizes(tensors, places), seconds=LONGEST_S)
+            yield _Attempt("input sizes free", tensors, _sizes(tensors, places), seconds=seconds)
     yield _Attempt("fixed sizes", tensors, None)
+
+
+def longest(sizes: OpenSizes) -> float:
+    """How many seconds torch.export may take with these sizes open."""
+    return LONGEST_IN_DOUBT_S if sizes.doubts else LONGEST_S
 
 
 def _sizes(tensors: Sequence[Tensor], places: Sequence[Place]) -> Sizes:
@@ -177,13 +185,14 @@ def _size_notes(names: Sequence[str], flat_inputs: Sequence[Any], free: Sequence
     return [f"torch.export: input dimensions that may vary: {', '.join(found)}" if found else "torch.export: input sizes are fixed"]
 
 
-def _check_elsewhere(capture: Capture, free: Sequence[set[int]], witnesses: Sequence[list[Tensor]], run: FlatModel) -> None:
+def _check_elsewhere(capture: Capture, free: Sequence[set[int]], sizes: OpenSizes, run: FlatModel) -> None:
     """Compare program and model with one example more, and at other sizes, as far as they are open and the model takes them."""
     tensors = tensors_of(capture.flat_inputs())
     larger = [torch.cat([x, x[:1]]) if 0 in dims else x for x, dims in zip(tensors, free, strict=True)]
-    for others in [larger, *witnesses]:
+    compared = [*((others, False) for others in (larger, *sizes.witnesses)), *((others, True) for others in sizes.doubts)]
+    for others, may_refuse in compared:
         if all(_differing_dims(x, y) <= dims for x, y, dims in zip(tensors, others, free, strict=True)):
-            check_on(capture, others, run)
+            check_on(capture, others, run, may_refuse=may_refuse)
 
 
 def _differing_dims(one: Tensor, other: Tensor) -> set[int]:

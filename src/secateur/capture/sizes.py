@@ -1,9 +1,9 @@
-"""Which input sizes a model leaves open: it runs at others too, and makes the same calls there."""
+"""Which input sizes a model leaves open: it runs at others too, and makes the same calls at some of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,21 +15,32 @@ Place = tuple[int, int]
 """A dimension of an input: position of the tensor, dimension."""
 
 
-def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> tuple[list[Place], list[list[Tensor]]]:
-    """Return the dimensions after the first that may vary, and inputs of other sizes that show it.
+class OpenSizes(NamedTuple):
+    """Dimensions of the inputs after the first that may vary, and inputs of other sizes."""
+
+    places: list[Place]
+    witnesses: list[list[Tensor]]
+    """Inputs on which the model makes the calls that it makes on the example inputs."""
+    doubts: list[list[Tensor]]
+    """Inputs on which it makes other calls: a graph may refuse them, but must not give something else."""
+
+
+def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> OpenSizes:
+    """Find the sizes that may vary by running the model at others: at some of them it makes the same calls.
 
     Dimensions of equal size vary together first (sides of an image, ids and their mask), then each alone.
     """
     usual = _calls(run, tensors)
-    places: list[Place] = []
-    witnesses: list[list[Tensor]] = []
+    found = OpenSizes([], [], [])
     for together in _groups(tensors):
         for group in [together] if len(together) == 1 else [together, *([place] for place in together)]:
-            seen = [] if set(group) & set(places) else _same_elsewhere(run, tensors, group, usual)
-            if seen:
-                places += group
-                witnesses += seen
-    return sorted(places), witnesses
+            same, others = ([], []) if set(group) & set(found.places) else _elsewhere(run, tensors, group, usual)
+            if same:
+                found.places.extend(group)
+                found.witnesses.extend(same)
+                found.doubts.extend(others)
+    found.places.sort()
+    return found
 
 
 def _groups(tensors: Sequence[Tensor]) -> list[list[Place]]:
@@ -41,25 +52,28 @@ def _groups(tensors: Sequence[Tensor]) -> list[list[Place]]:
     return list(groups.values())
 
 
-def _same_elsewhere(run: FlatModel, tensors: Sequence[Tensor], group: list[Place], usual: list[Any] | None) -> list[list[Tensor]]:
-    """Return the resized inputs on which the model runs, or none if it makes other calls on some of them."""
-    seen: list[list[Tensor]] = []
-    for resized in _resized(tensors, group):
-        calls = _calls(run, resized)
-        if calls is not None and calls != usual:
-            return []
-        seen += [resized] if calls is not None else []
-    return seen
+def _elsewhere(
+    run: FlatModel, tensors: Sequence[Tensor], group: list[Place], usual: list[Any] | None
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Resized inputs on which the model runs with the same calls, and with others; a size between is tried where it has both."""
+    same: list[list[Tensor]] = []
+    others: list[list[Tensor]] = []
+    for factor in (0.5, 2, 1.5):
+        if factor == 1.5 and not (same and others):
+            break
+        resized = _resized(tensors, group, factor)
+        calls = None if resized is None else _calls(run, resized)
+        if resized is not None and calls is not None:
+            (same if calls == usual else others).append(resized)
+    return same, others
 
 
-def _resized(tensors: Sequence[Tensor], group: list[Place]) -> Iterator[list[Tensor]]:
-    for factor in (0.5, 2):
-        resized = list(tensors)
-        for position, dim in group:
-            size = int(tensors[position].shape[dim] * factor)
-            resized[position] = torch.cat([resized[position]] * 2, dim).narrow(dim, 0, size).contiguous()
-        if all(resized[position].shape[dim] > 1 for position, dim in group):
-            yield resized
+def _resized(tensors: Sequence[Tensor], group: list[Place], factor: float) -> list[Tensor] | None:
+    resized = list(tensors)
+    for position, dim in group:
+        size = int(tensors[position].shape[dim] * factor)
+        resized[position] = torch.cat([resized[position]] * 2, dim).narrow(dim, 0, size).contiguous()
+    return resized if all(resized[position].shape[dim] > 1 for position, dim in group) else None
 
 
 def _calls(run: FlatModel, tensors: Sequence[Tensor]) -> list[Any] | None:

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from secateur.capture.execution import plain_execution
-from secateur.capture.export import open_dims
+from secateur.capture.export import longest, open_dims
 from secateur.capture.flat import FlatModel, flatten_inputs, tensors_of
+from secateur.capture.limit import time_limit
 from secateur.capture.quietly import quietly
-from secateur.capture.sizes import open_sizes
+from secateur.capture.sizes import OpenSizes, open_sizes
 from secateur.capture.states import starts_from_inputs
 from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.untouched import untouched
@@ -93,16 +95,17 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     example = _Example(model, flat, spec)
     run = FlatModel(model, flat, spec)
     fixed = starts_from_inputs(model)
-    places, witnesses = ([], []) if fixed else open_sizes(run, tensors_of(flat))
+    open_ones = OpenSizes([], [], []) if fixed else open_sizes(run, tensors_of(flat))
     returned = example.outputs()
     nameless, names = without_names(returned), tuple(output_names(returned))
     notes = [f"model.pt2 returns the tensors of {kind} in a tuple, where the model returns the object" for kind in nameless]
     exporting = _Opened(model) if nameless else model
     failures: list[str] = []
-    for what, tensors, sizes in _attempts(run, tensors_of(flat), places, fixed=fixed):
+    for what, tensors, sizes in _attempts(run, tensors_of(flat), open_ones.places, fixed=fixed):
         try:
-            program = _traced(exporting, example, tensors, sizes)
-            others = [] if fixed else [_one_more(tensors_of(flat)), *witnesses]
+            with time_limit(longest(open_ones)) if any(dim for free in sizes for dim in free) else nullcontext():
+                program = _traced(exporting, example, tensors, sizes)
+            others = [] if fixed else [_one_more(tensors_of(flat)), *open_ones.witnesses, *open_ones.doubts]
             checked = _checked(program, example, [example.with_tensors(each) for each in others])
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             failures.append(f"torch.export with {what}: {first_line(error)}")

@@ -58,20 +58,25 @@ class _Constrained:
         held = values > _EXACT * values.amax(-1, keepdim=True)
         captured = torch.where(held, rotated.square().sum(-2) / values.where(held, 1), 0)
         allowed = self.bound - self.energy + captured.sum(-1)
-        strength, found = _ridge_strength(captured, values, allowed)
+        feasible = allowed > _EXACT * self.energy
+        if not bool(feasible.any()):
+            return factor
+        # Where nothing is allowed all that is captured stays, which takes no search.
+        strength, found = _ridge_strength(captured, values, torch.where(feasible, allowed, captured.sum(-1)))
         shrunk = strength.unsqueeze(-1) / (1 + strength.unsqueeze(-1) * values)
         solution = (rotated * shrunk.unsqueeze(-2)) @ vectors.mT / safe.unsqueeze(-2)
-        feasible = found & (allowed > _EXACT * self.energy)
-        return torch.where(feasible[..., None, None], solution, factor)
+        return torch.where((found & feasible)[..., None, None], solution, factor)
 
 
 def _ridge_strength(captured: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """Solve sum captured / (1 + mu values)^2 = allowed for mu, and say where that succeeded.
 
-    Newton on the inverse root of the sum, which is concave in mu: from 0 it approaches the root from below without overshooting.
+    Newton on the inverse root of the sum, which is concave in mu: from below it approaches the root without overshooting. It begins where
+    the root would be if all values were the largest.
     """
     wanted = allowed.clamp_min(torch.finfo(allowed.dtype).tiny)
-    strength = torch.zeros_like(allowed)
+    largest = values.amax(-1).clamp_min(torch.finfo(allowed.dtype).tiny)
+    strength = ((captured.sum(-1) / wanted).sqrt() - 1).clamp_min(0) / largest
     for _ in range(_NEWTON_STEPS):
         shrink = 1 / (1 + strength.unsqueeze(-1) * values)
         terms = captured * shrink.square()

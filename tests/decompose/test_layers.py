@@ -170,6 +170,18 @@ def test_a_weight_that_is_computed_is_told_from_one_that_is_not_run(normalised):
     assert "computed from other tensors" in row.reason
 
 
+class Standardised(nn.Linear):
+    """Computes with another weight, which it makes of its own."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_a_layer_that_computes_with_another_weight_than_its_own_is_told_from_one_that_is_not_run():
+    (row,) = captured(nn.Sequential(Standardised(16, 16)), torch.randn(2, 16))
+    assert row.reason == "it computes with other values than those of its weight"
+
+
 def test_work_is_counted_at_the_sizes_that_a_run_shows():
     model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, stride=2), nn.Conv2d(6, 8, (1, 5)), nn.Flatten(), nn.Linear(32, 3))
     rows = captured(model, torch.randn(2, 4, 4, 11))

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from secateur.decompose import Call
+from secateur.errors import SelectionError
 from secateur.measure import Latency
 from secateur.plan import Factorize
+from secateur.study import study
 from secateur.study.timed import slower
+from secateur.target import Target
 
 EDIT = Factorize("deep.inside", "svd", (3,))
 
@@ -46,3 +49,12 @@ def test_factors_that_are_slower_over_all_calls_are_refused_with_both_times(seen
     found = slower(nn.Linear(8, 9), EDIT, [Call(8, ()), Call(2, ())])
     assert found is not None
     assert found.reason == "rank 3 makes it slower: 4 -> 5 ms measured"
+
+
+def test_a_target_that_slow_factors_put_out_of_reach_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        import_module("secateur.study.timed"), "compare_latency", lambda *_, **__: {"dense": latency(2), "factors": latency(3)}
+    )
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    with pytest.raises(SelectionError, match=r"cannot be reached: .* Of 2 layers no factors were faster"):
+        study(model, torch.randn(2, 16)).plan_decomposition(target=Target(macs=0.5), timed=True)

@@ -70,8 +70,14 @@ def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx
             return Use((), f"its {role} is read by {where} ({strangers[0].target}), not by the layer alone")
     called = [node for node in _readers(capture, f"{names[0]}.weight", readers) if node.op == "call_function"]
     if not called:
-        return Use((), "the model does not run it on these inputs")
+        return Use((), _unread(capture, names))
     return Use(tuple(_calls(called, _padded_by_itself(module))))
+
+
+def _unread(capture: Capture, names: tuple[str, ...]) -> str:
+    """Say why no operator reads the weight of a layer."""
+    runs = any(node.op == "call_function" and node.meta.get("module", "") in names for node in capture.graph.nodes)
+    return "it computes with other values than those of its weight" if runs else "the model does not run it on these inputs"
 
 
 def _readers(capture: Capture, name: str, readers: Mapping[str, list[fx.Node]]) -> list[fx.Node]:

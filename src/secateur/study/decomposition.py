@@ -59,7 +59,7 @@ def _found(
         if budget is None:
             found, notes = _by_rank(model, layers, left, wish), seen.notes
         else:
-            found, notes = within_budget(model, left, wish, budget, seen)
+            found, notes = _affordable(model, left, wish, budget, seen, len(slow))
         new = [edit for edit in found.values() if isinstance(edit, Factorize) and edit not in fast] if wish.timed else []
         timed = {edit: slower(model.get_submodule(edit.layer), edit, layers[edit.layer].calls) for edit in new}
         worse = {edit.layer: refusal for edit, refusal in timed.items() if refusal is not None}
@@ -67,6 +67,18 @@ def _found(
         slow |= worse
         if not worse:
             return {row.name: slow.get(row.name) or found[row.name] for row in rows if row.name in {**slow, **found}}, notes
+
+
+def _affordable(
+    model: nn.Module, rows: Sequence[Decomposable], wish: Decompose, budget: Budget, seen: Seen, slow: int
+) -> tuple[dict[str, Found], tuple[str, ...]]:
+    """The choice within a budget, which may be out of reach because of layers that were left out as slow."""
+    try:
+        return within_budget(model, rows, wish, budget, seen)
+    except SelectionError as error:
+        if not slow:
+            raise
+        raise SelectionError(f"{error} Of {slow} {'layer' if slow == 1 else 'layers'} no factors were faster.") from error
 
 
 def admitted(layers: DecomposableLayers, model: nn.Module, exclude: Sequence[Leave]) -> list[Decomposable]:

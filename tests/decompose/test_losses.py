@@ -47,6 +47,11 @@ def lost(model: nn.Module, layer: nn.Module, kernel: Tensor, x: Tensor) -> float
     return float((moved - moved.mean(0)).square().mean() / (before - before.mean(0)).square().mean())
 
 
+def _whitened(kernel: Tensor, metric: Metric) -> Tensor:
+    assert metric.patch is not None
+    return (kernel.flatten(2) @ torch.linalg.cholesky(metric.patch)).reshape(kernel.shape)
+
+
 @pytest.mark.parametrize("batch", [4000, 50])
 def test_errors_that_add_up_over_positions_are_told_as_they_are(batch: int) -> None:
     torch.manual_seed(0)
@@ -55,9 +60,11 @@ def test_errors_that_add_up_over_positions_are_told_as_they_are(batch: int) -> N
     metric = Metric.of(moments_of(model.conv, x, patch_limit=100), read_spec(model.conv), centred=True)
     found = gather_losses(model, {"change": {"conv": Change.of(kernel, metric)}}, x.split(batch))
     true = lost(model, model.conv, kernel, x)
-    assert found["change"] == pytest.approx(true, rel=0.1)
-    apart = metric.norm(gather_slopes(model, ["conv"], [x])["conv"].weigh(kernel)) ** 2
-    assert apart < 0.2 * true
+    assert found["change"].whole == pytest.approx(true, rel=0.1)
+    assert found["change"].independent < 0.2 * true
+    slopes = gather_slopes(model, ["conv"], x.split(batch))["conv"]
+    exact = torch.einsum("goihw,gpihw,gop->", *(_whitened(kernel, metric),) * 2, slopes.outer / slopes.samples)
+    assert found["change"].independent == pytest.approx(float(exact), rel=0.05)
 
 
 def test_the_spread_of_the_outputs_is_that_of_all_batches() -> None:
@@ -83,7 +90,7 @@ def test_changes_of_several_layers_meet_before_they_are_squared() -> None:
     changes = {"one": {"one": change}, "none": {"one": change, "two": change}, "half": {"one": change, "two": half}}
     found = gather_losses(model, changes, [x[:32], x[32:]])
     assert set(found) == {"one", "half"}
-    assert found["half"] == pytest.approx(found["one"] / 4, rel=1e-5)
+    assert found["half"].whole == pytest.approx(found["one"].whole / 4, rel=1e-5)
 
 
 def test_a_layer_that_is_called_twice_loses_twice() -> None:
@@ -102,7 +109,7 @@ def test_a_layer_that_is_called_twice_loses_twice() -> None:
     change = Change(torch.randn(1, 5, 5), torch.zeros(5))
     found = gather_losses(twice, {"": {"layer": change}}, [x]), gather_losses(once, {"": {"0": change}}, [x])
     # As a part of the outputs, which are twice as large.
-    assert found[0][""] == pytest.approx(found[1][""], rel=1e-5)
+    assert found[0][""].whole == pytest.approx(found[1][""].whole, rel=1e-5)
 
 
 class Folded(nn.Module):
@@ -121,7 +128,7 @@ def test_parts_of_a_sample_count_together() -> None:
     torch.manual_seed(0)
     model, x = Folded(), torch.randn(24, 4, 6)
     change = {"": {"layer": Change(torch.ones(1, 6, 6), torch.zeros(6))}}
-    found = [gather_losses(model, change, [x], seed=seed)[""] for seed in range(200)]
+    found = [gather_losses(model, change, [x], seed=seed)[""].whole for seed in range(200)]
     moved = 6 * x.sum((1, 2))
     assert sum(found) / 200 == pytest.approx(float(moved.square().mean() / model(x).detach().var(correction=0)), rel=0.1)
 

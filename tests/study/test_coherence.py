@@ -79,6 +79,29 @@ def test_curves_of_ranks_tell_what_is_lost(pooled: Study, seen: Seen) -> None:
     assert after < 0.3 < np.log(2) < before
 
 
+class Wide(nn.Module):
+    """A matrix with more inputs than there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = nn.Conv2d(8, 12, 3, padding=1), nn.Linear(12 * 64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.one(x).relu().flatten(1))
+
+
+def test_a_layer_with_more_inputs_than_samples_does_not_seem_to_lose_nothing() -> None:
+    torch.manual_seed(0)
+    found = study(Wide().eval(), DATA[:2])
+    rows = {row.name: row for row in found.decomposable}
+    wish, seen = observed(found.model, list(rows.values()), Decompose(), calibration(found.capture, DATA[:24], 24), everything=True)
+    curves = {name: curve_of(found.model, row, wish, "macs", seen) for name, row in rows.items()}
+    known = {name: curve for name, curve in curves.items() if isinstance(curve, Curve)}
+    scaled = coherent_curves(found.model, rows, known, seen)
+    # It is called once a sample, so there is nothing for a scale to tell.
+    assert 0.5 < scaled["head"].errors.whole / known["head"].errors.whole < 2
+
+
 def test_losses_of_channels_tell_what_is_lost(pooled: Study, seen: Seen) -> None:
     found = {group.name: removal_of(pooled.model, group, pooled.decomposable, seen) for group in pooled.groups if group.prunable}
     removals = {name: removal for name, removal in found.items() if isinstance(removal, Removal)}

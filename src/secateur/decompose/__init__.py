@@ -17,7 +17,7 @@ from secateur.decompose.layers import (
     replace_layers,
     settings_of,
 )
-from secateur.decompose.losses import Change, gather_losses
+from secateur.decompose.losses import Change, Loss, gather_losses
 from secateur.decompose.metric import Metric
 from secateur.decompose.moments import Moments
 from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule, break_even, choose_rank
@@ -75,5 +75,6 @@ __all__ = [
     "gather_slopes",
     "Metric",
     "Change",
+    "Loss",
     "gather_losses",
 ]

@@ -197,11 +197,16 @@ def _outer(names: Sequence[str], gradients: Sequence[Tensor | None], specs: Mapp
     found: dict[str, Tensor] = {}
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is not None:
-            rows = _rows(specs[name], gradient.detach())
-            scale = power_of_two(rows)
-            outer = ((rows / scale).mT @ (rows / scale)).cpu().double() * float(scale) ** 2
+            outer = outer_products(specs[name], gradient.detach())
             found[name] = found[name] + outer if name in found else outer
     return found
+
+
+def outer_products(spec: LayerSpec, outputs: Tensor) -> Tensor:
+    """Sum the outer products of what a layer puts out, or of slopes of it, over samples and positions: ``(groups, out, out)``."""
+    rows = _rows(spec, outputs)
+    scale = power_of_two(rows)
+    return ((rows / scale).mT @ (rows / scale)).cpu().double() * float(scale) ** 2
 
 
 def _rows(spec: LayerSpec, gradient: Tensor) -> Tensor:

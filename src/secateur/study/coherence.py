@@ -1,12 +1,13 @@
 """Scale predicted losses by what the model's outputs lose at one point of each curve.
 
 A prediction takes the errors at different positions, and inputs and slopes, for independent. What that misses differs from layer to layer,
-and between channels that go and ranks that fall, so without this neither compare.
+and between channels that go and ranks that fall, so without this neither compare. The samples are those that a change is fitted to: a
+layer with more inputs than there were samples can seem to lose nothing. Then the assumption is judged by the samples alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.decompose import Change, Decomposable, DecomposableLayers, LayerSpec, Metric, decompose, gather_losses
+from secateur.decompose import Change, Decomposable, DecomposableLayers, LayerSpec, Loss, Metric, decompose, gather_losses
 from secateur.decompose.linalg import ridge_solve
 from secateur.decompose.spec import read_spec, to_kernel
 from secateur.errors import ModelError
@@ -24,6 +25,9 @@ from secateur.study.removals import Removal
 
 T = TypeVar("T")
 _RIDGE = 1e-4
+# Of what was predicted: a change that moves the samples less is fitted to them if they were few for its size, or moves them by rounding.
+_FITTED, _ROUNDING = 0.5, 1e-6
+_FEW = 10
 
 
 def coherent_curves(model: nn.Module, rows: Mapping[str, Decomposable], curves: Mapping[str, Curve], seen: Seen) -> dict[str, Curve]:
@@ -67,9 +71,19 @@ def _scales(
         found = gather_losses(model, changes, seen.batches(), trust_forward=True) if changes and seen.batches else {}
     except ModelError:
         found = {}
-    scales = {name: loss / predicted[name] for name, loss in found.items() if predicted[name] > 0}
+    scales = {
+        name: loss.whole / (loss.independent if _is_fitted(loss, predicted[name], changes[name], seen) else predicted[name])
+        for name, loss in found.items()
+        if loss.independent > _ROUNDING * predicted[name] > 0
+    }
     usual = median(scales.values()) if scales else 1.0
     return {name: scales.get(name, usual) for name in everything}
+
+
+def _is_fitted(loss: Loss, predicted: float, layers: Iterable[str], seen: Seen) -> bool:
+    """Whether a change loses less on the samples than it would on others, since some layer saw few inputs for their number."""
+    few = any(seen.moments[name].count < _FEW * seen.moments[name].outer.shape[-1] for name in layers)
+    return few and loss.independent < _FITTED * predicted
 
 
 def _at_half(curve: Curve) -> int:

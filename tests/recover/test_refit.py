@@ -274,7 +274,7 @@ def test_rows_times_matrix_are_the_outputs(layer: nn.Module) -> None:
     x = torch.randn(3, 4, *([7] * rank))
     graph = study(layer.eval(), x).capture.graph
     reader = readers(graph)[0]["weight"]
-    for inputs, outputs in reader.rows(x, layer(x)):
+    for inputs, (outputs,) in reader.rows(x, [layer(x)]):
         torch.testing.assert_close(inputs @ reader.matrix(layer.weight).mT, outputs)
     assert torch.equal(reader.stored(reader.matrix(layer.weight), layer.weight), layer.weight)
 
@@ -283,14 +283,14 @@ def test_rows_times_matrix_are_the_outputs(layer: nn.Module) -> None:
 def test_drawn_rows_are_some_of_all_and_the_same_each_time(layer: nn.Module) -> None:
     x = torch.randn(3, 4, *([7] * len(layer.kernel_size)))
     reader = readers(study(layer.eval(), x).capture.graph)[0]["weight"]
-    ((every, _),) = reader.rows(x, layer(x))
-    ((some, outputs),) = reader.rows(x, layer(x), 5)
+    ((every, _),) = reader.rows(x, [layer(x)])
+    ((some, (outputs,)),) = reader.rows(x, [layer(x)], 5)
     assert some.shape[:2] == (every.shape[0], 3 * 5)
     torch.testing.assert_close(some @ reader.matrix(layer.weight).mT, outputs)
     assert all(bool((row == group).all(1).any()) for rows, group in zip(some, every, strict=True) for row in rows)
     assert len(some[0].unique(dim=0)) == 3 * 5
-    assert torch.equal(next(reader.rows(x, layer(x), 5))[0], some)
-    assert torch.equal(next(reader.rows(x, layer(x), 10**6))[0], every)
+    assert torch.equal(next(reader.rows(x, [layer(x)], 5))[0], some)
+    assert torch.equal(next(reader.rows(x, [layer(x)], 10**6))[0], every)
 
 
 def test_positions_are_left_out_where_there_are_more_than_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,10 +322,10 @@ def test_tokens_are_left_out_where_there_are_more_than_enough() -> None:
     layer = nn.Linear(4, 6, bias=False)
     x = torch.randn(3, 7, 5, 4)
     reader = readers(study(layer.eval(), x).capture.graph)[0]["weight"]
-    ((some, outputs),) = reader.rows(x, layer(x), 10)
+    ((some, (outputs,)),) = reader.rows(x, [layer(x)], 10)
     assert some.shape == (1, 3 * 10, 4)
     assert len(some[0].unique(dim=0)) == 30
     torch.testing.assert_close(some @ layer.weight.T, outputs)
-    assert torch.equal(next(reader.rows(x, layer(x), 10))[0], some)
-    assert not torch.equal(next(reader.rows(x, layer(x), 10, seed=1))[0], some)
-    assert next(reader.rows(x[:, 0, 0], layer(x[:, 0, 0]), 1))[0].shape == (1, 3, 4)
+    assert torch.equal(next(reader.rows(x, [layer(x)], 10))[0], some)
+    assert not torch.equal(next(reader.rows(x, [layer(x)], 10, seed=1))[0], some)
+    assert next(reader.rows(x[:, 0, 0], [layer(x[:, 0, 0])], 1))[0].shape == (1, 3, 4)

@@ -105,7 +105,7 @@ def _shift(cut: Cut, reader: Reader, means: _Means) -> Tensor | None:
         return None
     mean = torch.tensor([known.get(int(c), 0.0) if lost else 0.0 for c, lost in zip(classes, gone, strict=True)], dtype=torch.float64)
     matrix = reader.matrix(cut.solution.walk.capture.leaf(reader.weight).detach()).double()
-    grouped = mean.reshape(reader.groups, -1, 1).expand(-1, -1, reader.taps).flatten(1).to(matrix.device)
+    grouped = mean.reshape(reader.groups, 1, -1).expand(-1, reader.taps, -1).flatten(1).to(matrix.device)
     return torch.einsum("goi,gi->go", matrix, grouped).flatten()
 
 

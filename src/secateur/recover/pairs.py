@@ -96,10 +96,13 @@ class Pair:
         if self.by_channel:
             rows.add(*self.small.points(inputs, source, self.positions, number))
             return
-        early = lacking is not None or self.small.groups > 1
-        wanted = self.target(outputs, lacking) if early else self.places(outputs, but=self._channel_dim)
-        for x, y in self.small.rows(inputs, wanted, self.positions, number):
-            rows.add(x, y if early else self._channels(y))
+        if self.small.groups > 1:
+            for x, (y,) in self.small.rows(inputs, [self.target(outputs, lacking)], self.positions, number):
+                rows.add(x, y)
+            return
+        wanted = [self.places(outputs, but=self._channel_dim), *([] if lacking is None else [lacking])]
+        for x, (y, *rest) in self.small.rows(inputs, wanted, self.positions, number):
+            rows.add(x, sum(rest, self._channels(y)))
 
     def settle(self, folds: Sequence[Sums], ridge: float | None, first: float) -> Fit:
         """Fit the weights of the smaller program, with the given ridge or the best one, of which one is tried first."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from secateur.capture.capture import Fact
 from secateur.score.graph import leaf
@@ -67,16 +66,19 @@ class Reader:
         return -1 if self.geometry is None else -1 - len(self.geometry.extent)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as ``(groups, out, in * taps)``."""
-        rows = weight.T if self.transposed else weight
+        """The weight as ``(groups, out, taps * in)``."""
+        rows = weight.T if self.transposed else weight.movedim(1, -1)
         return rows.reshape(self.groups, rows.shape[0] // self.groups, -1)
 
     def stored(self, matrix: Tensor, like: Tensor) -> Tensor:
         """The matrix in the form of the stored weight."""
-        return (matrix[0].T if self.transposed else matrix).reshape(like.shape).to(like)
+        rows = matrix[0].T if self.transposed else matrix.reshape(like.movedim(1, -1).shape).movedim(-1, 1)
+        return rows.to(like)
 
-    def rows(self, inputs: Tensor, outputs: Tensor, positions: int | None = None, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs ``(groups, n, in * taps)`` and the outputs ``(groups, n, out)`` that belong to them, some samples at a time.
+    def rows(
+        self, inputs: Tensor, outputs: Sequence[Tensor], positions: int | None = None, seed: int = 0
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Inputs ``(groups, n, taps * in)`` and what belongs to them of each of the outputs ``(groups, n, out)``, some samples at a time.
 
         Only so many ``positions`` of each sample, drawn at random, the same for the same seed; all if ``None``.
         """
@@ -84,18 +86,23 @@ class Reader:
         if self.geometry is None:
             yield _points(inputs, outputs, positions, generator)
             return
-        inputs, outputs = self._batched(inputs), self._batched(outputs)
-        sizes = outputs.shape[2:]
+        inputs, outputs = self._batched(inputs), [self._batched(y) for y in outputs]
+        sizes = outputs[0].shape[2:]
         taken = min(positions or math.inf, math.prod(sizes))
         step = max(1, CHUNK // max(1, int(taken) * inputs.shape[1] * self.taps))
-        for x, y in zip(torch.split(inputs, step), torch.split(outputs, step), strict=True):
-            at = None if taken == math.prod(sizes) else _drawn(sizes, int(taken), generator, x.device)
-            yield _patches(x, self.geometry, at), _positions(y, self.groups, at)
+        for x, *ys in zip(*(torch.split(v, step) for v in (inputs, *outputs)), strict=True):
+            at = _drawn(math.prod(sizes), int(taken), generator, x.device)
+            yield _patches(x, self.geometry, sizes, at), [_positions(y, self.groups, at) for y in ys]
 
     def points(self, inputs: Tensor, outputs: Tensor, positions: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The channels of two tensors of one layout as rows, ``(1, n, channels)``: those of so many positions of each sample."""
-        first, second = (v.movedim(self.channel_dim, -1) for v in (inputs, outputs))
-        return _points(first, second, positions, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        if self.geometry is None:
+            x, (y,) = _points(inputs, [outputs], positions, generator)
+            return x, y
+        first, second = self._batched(inputs), self._batched(outputs)
+        at = _drawn(math.prod(first.shape[2:]), positions, generator, first.device)
+        return _positions(first, 1, at), _positions(second, 1, at)
 
     def _batched(self, values: Tensor) -> Tensor:
         assert self.geometry is not None
@@ -201,39 +208,57 @@ def _offset(node: fx.Node, bias: Any, uses: Mapping[str, int]) -> tuple[Offset, 
     return ("running_mean", mean) if taken and mean is not None else None
 
 
-At = tuple[Tensor, ...] | None
-"""Positions of outputs, one tensor an axis; all if ``None``."""
+def _drawn(count: int, positions: int | None, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    """So many of all positions, drawn at random; ``None`` for all."""
+    if positions is None or positions >= count:
+        return None
+    return torch.randperm(count, generator=generator)[:positions].to(device)
 
 
-def _drawn(sizes: torch.Size, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
-    flat = torch.randperm(math.prod(sizes), generator=generator)[:count]
-    return tuple(places.to(device) for places in torch.unravel_index(flat, sizes))
+def _points(inputs: Tensor, outputs: Sequence[Tensor], positions: int | None, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+    at = _drawn(math.prod(inputs.shape[1:-1]), positions, generator, inputs.device)
+    x, *ys = (v if at is None else v.flatten(1, -2).index_select(1, at) for v in (inputs, *outputs))
+    return x.reshape(1, -1, x.shape[-1]), [y.reshape(1, -1, y.shape[-1]) for y in ys]
 
 
-def _points(inputs: Tensor, outputs: Tensor, positions: int | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    count = math.prod(outputs.shape[1:-1])
-    if positions is not None and positions < count:
-        at = torch.randperm(count, generator=generator)[:positions].to(inputs.device)
-        inputs, outputs = (v.flatten(1, -2).index_select(1, at) for v in (inputs, outputs))
-    return inputs.reshape(1, -1, inputs.shape[-1]), outputs.reshape(1, -1, outputs.shape[-1])
+def _patches(inputs: Tensor, geometry: Geometry, sizes: torch.Size, at: Tensor | None) -> Tensor:
+    """What the kernel sees from each position: ``(groups, n, taps * in)``."""
+    padded = torch.Size(size + sum(sides) for size, sides in zip(inputs.shape[2:], geometry.padding, strict=True))
+    under = _under(geometry, sizes, padded, at, inputs.device)
+    if geometry.taps == 1 and padded == inputs.shape[2:]:
+        taken = inputs.flatten(2).index_select(2, under.flatten()).mT
+    else:
+        taken = _channels_last(inputs, geometry.padding, padded).index_select(1, under.flatten())
+    split = taken.reshape(-1, geometry.taps, geometry.groups, inputs.shape[1] // geometry.groups)
+    return split.permute(2, 0, 1, 3).flatten(2)
 
 
-def _taken(values: Tensor, at: tuple[Tensor, ...]) -> Tensor:
-    places: Any = (slice(None), slice(None), *at)
-    return values[places]
+def _under(geometry: Geometry, sizes: torch.Size, padded: torch.Size, at: Tensor | None, device: torch.device) -> Tensor:
+    """Where in the padded inputs each tap of each position lies: ``(positions, taps)``."""
+    positions = torch.arange(math.prod(sizes), device=device) if at is None else at
+    taps = torch.arange(geometry.taps, device=device)
+    under, step = torch.zeros(1, dtype=torch.int64, device=device), 1
+    for axis in reversed(range(len(sizes))):
+        place, tap = positions % sizes[axis] * geometry.stride[axis], taps % geometry.extent[axis] * geometry.dilation[axis]
+        under = under + (place[:, None] + tap) * step
+        positions, taps, step = positions // sizes[axis], taps // geometry.extent[axis], step * padded[axis]
+    return under
 
 
-def _patches(inputs: Tensor, geometry: Geometry, at: At) -> Tensor:
-    axes = len(geometry.extent)
-    padded = functional.pad(inputs, [side for pair in reversed(geometry.padding) for side in pair])
-    for axis, (k, s, d) in enumerate(zip(geometry.extent, geometry.stride, geometry.dilation, strict=True)):
-        padded = padded.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-    if at is not None:
-        padded, axes = _taken(padded, at), 1
-    grouped = torch.unflatten(padded, 1, (geometry.groups, -1)).movedim(2, 2 + axes)
-    return grouped.movedim(1, 0).flatten(-len(geometry.extent) - 1).flatten(1, -2)
+def _channels_last(inputs: Tensor, padding: Sequence[tuple[int, int]], padded: torch.Size) -> Tensor:
+    """Inputs with zeros around them: ``(samples, positions, channels)``."""
+    moved = inputs.movedim(1, -1)
+    if padded == inputs.shape[2:]:
+        return moved.flatten(1, -2)
+    laid = inputs.new_zeros(len(inputs), *padded, inputs.shape[1])
+    inner = laid
+    for axis, (before, _) in enumerate(padding):
+        inner = inner.narrow(1 + axis, before, inputs.shape[2 + axis])
+    inner.copy_(moved)
+    return laid.flatten(1, -2)
 
 
-def _positions(outputs: Tensor, groups: int, at: At) -> Tensor:
-    taken = outputs if at is None else _taken(outputs, at)
+def _positions(outputs: Tensor, groups: int, at: Tensor | None) -> Tensor:
+    flat = outputs.flatten(2)
+    taken = flat if at is None else flat.index_select(2, at)
     return torch.unflatten(taken, 1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)

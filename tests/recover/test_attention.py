@@ -219,6 +219,10 @@ class Shared(nn.Module):
             k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1, 2) for t in (k, v))
         elif self.repeat == "interleave":
             k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+        elif self.repeat == "choose":
+            k, v = (t[:, [1, 0]][:, [1, 1, 0, 0]] for t in (k, v))
+        elif self.repeat == "broadcast":
+            k, v = (torch.broadcast_to(t[:, :, None], (len(t), 2, 2, *t.shape[2:])).flatten(1, 2) for t in (k, v))
         if self.repeat == "operator":
             y = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         else:
@@ -226,7 +230,7 @@ class Shared(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("repeat", ["operator", "expand", "interleave"])
+@pytest.mark.parametrize("repeat", ["operator", "expand", "interleave", "choose", "broadcast"])
 def test_heads_that_share_keys_and_values_share_their_basis(repeat: str) -> None:
     torch.manual_seed(4)
     model = Shared(repeat, low_rank=True).double().eval()

@@ -250,6 +250,29 @@ def test_weights_behind_a_parametrization_are_recovered_as_plain_ones(how: Refit
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 
+class Written(nn.Module):
+    """A linear layer written as a product with the transposed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(6, 8), nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).relu() @ self.weight.T
+
+
+def test_a_product_with_a_transposed_weight_is_fitted() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    found, plan, result = cut(Written(), x, ratio=0.5)
+    change = refitted(found, plan, result, x).changes["weight"]
+    assert change.before is not None
+    assert change.after is not None
+    assert change.after < change.before
+    error = ((found.model(x) - result.model(x)).square().sum() / found.model(x).square().sum()).detach()
+    torch.testing.assert_close(float(error), change.after, atol=1e-4, rtol=1e-3)
+
+
 def test_it_asks_for_data() -> None:
     found, plan, result = cut(dependent(), images()[:8].double(), ratio=0.5)
     with pytest.raises(SelectionError, match="needs calibration data"):

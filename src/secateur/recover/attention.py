@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from secateur.decompose.linalg import symmetric_root
 from secateur.errors import SelectionError
 from secateur.groups.fields import Labels
 from secateur.recover.heads import Mixing, Product, mixing, name_of, query_key
-from secateur.recover.readers import readers, shape
+from secateur.recover.readers import Reader, readers, shape
 from secateur.recover.recovery import Change, Recovered, write_back
 from secateur.recover.rotated import Rotated
+from secateur.recover.scaled import Scaled, Scales, alike_in_all_heads, scaled
 from secateur.recover.spread import Spread
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch, Data, batches
@@ -50,7 +51,9 @@ class Attention:
     Where several heads share keys, C_Q is the sum over them; where they share values, W_o and C_Z are those of all of them, and each
     W_o is then the best for the common W_v. Where rotary positions turn neurons in pairs, only what commutes with turns may come
     between: the pairs that the cut chose are turned and scaled, each by itself, such that the scores fit best. Tokens that the mask
-    hides from all queries do not count. Products behind norms or anything else stay as they are, with the reason.
+    hides from all queries do not count. Where queries or keys pass a norm with factors of its own, the neurons that the cut chose stay and
+    these factors are fitted to the scores, one for each neuron, or for both of a turned pair. Products behind anything else stay as
+    they are, with the reason.
 
     Lin et al., MoDeGPT, ICLR 2025 (values); the queries and keys after Eckart and Young.
 
@@ -85,20 +88,23 @@ class Attention:
     @torch.no_grad()
     def bases(self, cut: Cut, given: Sequence[Batch]) -> Bases:
         """New bases for all heads that a cut made thinner, from what the dense model does on calibration data."""
-        products, mixings, skipped = _thinner(cut)
-        if not products and not mixings:
+        products, mixings, behind_norms, skipped = _thinner(cut)
+        if not products and not mixings and not behind_norms:
             return Bases(skipped=skipped)
         check_samples(len(given))
-        seen = Spread(cut, products, mixings)
+        seen, scales = Spread(cut, products, mixings), Scales(cut, behind_norms)
         before, count = counted_before(len(given))
         step = 1 if self.evidence is None else max(1, seen.tokens * count // max(self.evidence * seen.neurons, FEWEST))
         for batch in given[-before % step :: step]:
             seen.take(batch)
+            scales.take(batch)
         seen.share()
+        scales.share()
         made = Rotated(cut)
-        changes = {p.name: self._scores(p, seen, made) for p in products}
+        values, changes = scales.fitted()
+        changes |= {p.name: self._scores(p, seen, made) for p in products}
         changes |= {m.name: self._values(m, seen, made) for m in mixings if self.basis == "best"}
-        return Bases(made.values(), dict(made.transforms), changes, skipped)
+        return Bases(made.values() | values, dict(made.transforms), changes, skipped)
 
     def _scores(self, product: Product, seen: Spread, made: Rotated) -> Change:
         """New rows of both projections of a product."""
@@ -237,25 +243,34 @@ def _lost(query: Tensor, key: Tensor, a: Tensor, b: Tensor) -> float:
     return max(float(((error.mT @ query @ error) * key).sum()), 0.0)
 
 
-def _thinner(cut: Cut) -> tuple[list[Product], list[Mixing], dict[str, str]]:
-    """The products whose heads lose some neurons and keep others, and why others that do are left as they are."""
-    graph = cut.solution.walk.capture.graph
-    made = {reader.node: reader for reader in readers(graph)[0].values()}
+def _thinner(cut: Cut) -> tuple[list[Product], list[Mixing], list[Scaled], dict[str, str]]:
+    """The products whose heads lose some neurons and keep others, those of them behind norms, and why others are left as they are."""
+    capture = cut.solution.walk.capture
+    made = {reader.node: reader for reader in readers(capture.graph)[0].values()}
     rows = Rotated(cut)
-    products, mixings, skipped = [], [], {}
+    found: dict[type, list[Any]] = {Product: [], Mixing: [], Scaled: []}
+    skipped = {}
     for node, kind in _losing(cut):
-        found = query_key(node, made, cut.solution.walk.capture) if kind == "qk" else mixing(node, made)
-        if isinstance(found, str):
-            skipped[name_of(node, kind)] = found
+        each = _product(node, made, cut) if kind == "qk" else mixing(node, made)
+        if isinstance(each, str):
+            skipped[name_of(node, kind)] = each
             continue
-        heads = found.left if isinstance(found, Product) else found.values
-        if not any(0 < len(chosen) < len(own) for (chosen, _), own in zip(rows.kept(heads), heads.rows, strict=True)):
-            continue
-        if isinstance(found, Product):
-            products.append(found)
-        else:
-            mixings.append(found)
-    return products, mixings, skipped
+        heads = each.left if isinstance(each, Product) else each.values if isinstance(each, Mixing) else None
+        if heads is None or any(0 < len(chosen) < len(own) for (chosen, _), own in zip(rows.kept(heads), heads.rows, strict=True)):
+            found[type(each)].append(each)
+    return found[Product], found[Mixing], found[Scaled], skipped
+
+
+def _product(node: fx.Node, made: Mapping[fx.Node, Reader], cut: Cut) -> Product | Scaled | str:
+    """Queries and keys between which a basis is free, or behind a norm whose factors are; else the reason."""
+    capture = cut.solution.walk.capture
+    plain = query_key(node, made, capture)
+    if not isinstance(plain, str):
+        return plain
+    behind = scaled(node, made, capture)
+    if isinstance(behind, Scaled) and not alike_in_all_heads(cut, behind):
+        return "heads keep different neurons behind a norm"
+    return behind or plain
 
 
 def _losing(cut: Cut) -> Iterator[tuple[fx.Node, Literal["qk", "v"]]]:

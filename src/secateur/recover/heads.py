@@ -14,14 +14,14 @@ from torch import Tensor, fx
 from secateur.capture.capture import Capture
 from secateur.groups.fields import Labels
 from secateur.recover.readers import Reader, packet, shape
-from secateur.recover.turned import turned
+from secateur.recover.turned import chooses, stored_value, turned
 from secateur.score.products import product_at
 
 _MOVES = (
     *("aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze", "aten.contiguous", "aten.clone"),
     *("aten.permute", "aten.transpose", "aten.t", "aten.mT", "aten.swapaxes", "aten.movedim", "aten.roll"),
     *("aten.slice", "aten.narrow", "aten.select", "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind"),
-    *("aten.expand", "aten.repeat_interleave"),
+    *("aten.expand", "aten.repeat_interleave", "aten.index_select"),
     *("aten.alias", "aten.detach", "aten.dropout"),
 )
 _SCALES = ("aten.mul", "aten.div")
@@ -94,7 +94,7 @@ def query_key(node: fx.Node, made: Mapping[fx.Node, Reader], capture: Capture) -
         return "it is no product of two activations over one dimension"
     sides = []
     for operand, order in ((product.query, product.query_order), (product.key, product.key_order)):
-        found = _heads(operand, order, made, capture)
+        found = heads_of(operand, order, made, capture)
         if isinstance(found, str):
             return found
         sides.append(found)
@@ -120,7 +120,7 @@ def mixing(node: fx.Node, made: Mapping[fx.Node, Reader]) -> Mixing | str:
     operand = node.args[2 if "attention" in packet(node) else 1] if plain else None
     if not isinstance(operand, fx.Node):
         return f"{packet(node) or node.target} is not followed"
-    values = _heads(operand, tuple(range(len(shape(operand)))), made, None)
+    values = heads_of(operand, tuple(range(len(shape(operand)))), made, None)
     if isinstance(values, str):
         return values
     lead = shape(node)[:-2]
@@ -187,7 +187,7 @@ def laid_out(values: Tensor, order: tuple[int, ...]) -> Tensor:
     return values.permute(order).flatten(0, -3) if len(order) > 2 else values.permute(order).unsqueeze(0)
 
 
-def _heads(operand: fx.Node, order: tuple[int, ...], made: Mapping[fx.Node, Reader], capture: Capture | None) -> Heads | str:
+def heads_of(operand: fx.Node, order: tuple[int, ...], made: Mapping[fx.Node, Reader], capture: Capture | None) -> Heads | str:
     """The heads of an operand; with a capture also where pairs of neurons are turned."""
     chain: list[fx.Node] = []
     node = operand
@@ -230,7 +230,7 @@ def _before(node: fx.Node) -> fx.Node | None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
-    others = [n for n in node.all_input_nodes if n is not source]
+    others = [n for n in node.all_input_nodes if n is not source and not chooses(node)]
     if node.target is operator.getitem or (packet(node) in _MOVES and not others):
         return source
     if packet(node) in _SCALES and not others and isinstance(node.args[1], int | float):
@@ -242,7 +242,7 @@ def _moved(node: fx.Node, value: Any) -> Any:
     if packet(node) in _SCALES:
         return value
     target: Any = node.target
-    return target(value, *node.args[1:], **node.kwargs)
+    return target(value, *fx.map_arg(node.args[1:], stored_value), **node.kwargs)
 
 
 def _read(node: fx.Node, table: Tensor, reading: Mapping[fx.Node, Reader]) -> tuple[Reader, Labels] | str:

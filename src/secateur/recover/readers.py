@@ -116,7 +116,7 @@ def readers(graph: fx.Graph) -> tuple[dict[str, Reader], dict[str, str]]:
     refused: dict[str, str] = {}
     for node in graph.nodes:
         given = arguments(node)
-        weight = leaf(given.get("weight") or given.get("mat2") or given.get("other"))
+        weight, _ = _stored(given.get("weight") or given.get("mat2") or given.get("other"))
         if weight is None or not _multiplies(node):
             continue
         reader = _reader(node, given, uses)
@@ -169,13 +169,19 @@ def _reader(node: fx.Node, given: Mapping[str, Any], uses: Mapping[str, int]) ->
         return Reader(node, source, leaf(given["weight"]) or "", _offset(node, given["bias"], uses), geometry)
     if name == "aten.addmm":
         plain = given["beta"] == given["alpha"] == 1
-        offset = _offset(node, given["self"], uses)
-        return Reader(node, given["mat1"], leaf(given["mat2"]) or "", offset, transposed=True) if plain else "it is scaled"
+        offset, (weight, turned) = _offset(node, given["self"], uses), _stored(given["mat2"])
+        return Reader(node, given["mat1"], weight or "", offset, transposed=not turned) if plain else "it is scaled"
     if name in _PRODUCTS:
         other = given.get("mat2") or given.get("other")
-        flat = isinstance(other, fx.Node) and len(shape(other)) == 2
-        return Reader(node, given["self"], leaf(other) or "", None, transposed=True) if flat else "its weight is no matrix"
+        flat, (weight, turned) = isinstance(other, fx.Node) and len(shape(other)) == 2, _stored(other)
+        return Reader(node, given["self"], weight or "", None, transposed=not turned) if flat else "its weight is no matrix"
     return f"{name} is not fitted"
+
+
+def _stored(value: Any) -> tuple[str | None, bool]:
+    """The name of the stored tensor that an argument is, and whether rows and columns are swapped on the way, for it alone."""
+    swapped = isinstance(value, fx.Node) and packet(value) == "aten.permute" and value.args[1] == [1, 0] and len(value.users) == 1
+    return leaf(value.args[0] if swapped else value), bool(swapped)
 
 
 def _geometry(given: Mapping[str, Any]) -> Geometry:

@@ -30,12 +30,12 @@ class Spread:
     @property
     def neurons(self) -> int:
         """Neurons of the widest head."""
-        return max(operand.neurons for operand in self._operands)
+        return max((operand.neurons for operand in self._operands), default=0)
 
     @property
     def tokens(self) -> int:
         """Tokens of a batch that each head sees, in the operand that has fewest."""
-        return min(math.prod(shape(operand.source)) // (operand.heads * operand.neurons) for operand in self._operands)
+        return min((math.prod(shape(each.source)) // (each.heads * each.neurons) for each in self._operands), default=0)
 
     def take(self, batch: Batch) -> None:
         """Add one batch."""
@@ -64,12 +64,12 @@ class Spread:
         own = each.left.reader.source is each.right.reader.source
         for side, heads in enumerate((each.left, each.right)):
             given = inputs[each.operands[side]]
-            visible = _visible(each.node, inputs, given) if side == 1 or own else None
-            self._gram(each.node, side, laid_out(given, each.order[side]), heads.head, batch, visible)
+            seen = visible(each.node, inputs, given) if side == 1 or own else None
+            self._gram(each.node, side, laid_out(given, each.order[side]), heads.head, batch, seen)
 
-    def _gram(self, node: fx.Node, side: int, values: Tensor, head: Labels, batch: Batch, visible: Tensor | None) -> None:
+    def _gram(self, node: fx.Node, side: int, values: Tensor, head: Labels, batch: Batch, seen: Tensor | None) -> None:
         valid = max(1, len(values) * batch.valid // batch.size)
-        values = values[:valid] if visible is None else values[:valid] * visible[:valid, :, None]
+        values = values[:valid] if seen is None else values[:valid] * seen[:valid, :, None]
         precise = values if values.dtype == torch.float64 else values.float()
         grams = (precise.mT @ precise).double().cpu() / precise.shape[1]
         self.moments[node, side].index_add_(0, torch.as_tensor(head[:valid]), grams)
@@ -94,7 +94,7 @@ def _operands(products: Sequence[Product], mixings: Sequence[Mixing]) -> Iterato
         yield _Operand(mix.node, 2, mix.node, *mix.columns.shape)
 
 
-def _visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:
+def visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:
     """1 for tokens that the mask of attention lets some query see, 0 for others, as padding: ``(lead, tokens)``."""
     given = arguments(node).get("attn_mask")
     mask = inputs.get(given) if isinstance(given, fx.Node) else None

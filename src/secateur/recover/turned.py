@@ -74,7 +74,7 @@ class _Chain:
                 sources.add(node)
                 continue
             inner = [n for n in node.all_input_nodes if not n.meta.get("constant")]
-            constants = [n for n in node.all_input_nodes if n.meta.get("constant")]
+            constants = [] if chooses(node) else [n for n in node.all_input_nodes if n.meta.get("constant")]
             if packet(node) == "aten.mul" and len(inner) == 1 and (len(constants) == 1 or _number(node) is not None):
                 factors += [node] if constants else []
             elif constants or not inner or not (node.target is operator.getitem or packet(node) in moves or packet(node) in _LINEAR):
@@ -98,9 +98,21 @@ class _Chain:
                 env[node] = env[node.all_input_nodes[0]]
             else:
                 target: Any = node.target
-                env[node] = target(*fx.map_arg(node.args, env.__getitem__), **fx.map_arg(node.kwargs, env.__getitem__))
+                args: Any = fx.map_arg(node.args, lambda n: env[n] if n in env else stored_value(n))
+                env[node] = target(*args, **node.kwargs)
         result: Tensor = env[self.calls[-1]]
         return result
+
+
+def chooses(node: fx.Node) -> bool:
+    """Whether a call picks positions by a stored index."""
+    index = node.args[2] if packet(node) == "aten.index_select" else None
+    return isinstance(index, fx.Node) and index.op == "get_attr"
+
+
+def stored_value(node: fx.Node) -> Any:
+    """What a graph has stored under a node's name."""
+    return operator.attrgetter(str(node.target))(node.graph.owning_module)
 
 
 def _numbered(source: fx.Node, reader: Reader) -> Tensor:

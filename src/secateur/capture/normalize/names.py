@@ -258,6 +258,7 @@ def _renames() -> dict[Any, Rename]:
         _dsplit: [aten.dsplit.int, aten.dsplit.array],
         _unbind: [aten.unbind.int],
         _expand_as: [aten.expand_as.default],
+        _respell(aten.expand.default): [aten.broadcast_to.default],
         _squeeze: [aten.squeeze.default, aten.squeeze_.default],
         _respell(aten.squeeze.dim): [aten.squeeze_.dim],
         _respell(aten.squeeze.dims): [aten.squeeze_.dims],

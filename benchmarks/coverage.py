@@ -312,8 +312,8 @@ STEPS = {"inputs": _other_inputs, "files": _files, "step": _training_step, "coun
 def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One model in its own process, and the peer in another, within limits of time and memory."""
     checks = {"all": CHECKS, "proof": ()}.get(options.checks, (options.checks,))
-    row = {"model": name} | _limited(examine, (name, checks), options)
-    if options.peer and "failure" not in row:
+    row = {"model": name} | ({} if options.checks == "peer" else _limited(examine, (name, checks), options))
+    if options.checks == "peer" or (options.peer and "failure" not in row):
         found = _limited(examine_peer, (name,), options)
         row |= {"peer": found["failure"]} if "failure" in found else found
     return row
@@ -346,11 +346,14 @@ def _send(pipe: Connection, limit: int, work: Callable[..., dict[str, Any]], arg
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows at hand, the last of each model."""
+    """The rows at hand; of each model what was found last."""
     if not path.exists():
         return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    return {row["model"]: row for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        found[row["model"]] = found.get(row["model"], {}) | row
+    return found
 
 
 def passes(row: Mapping[str, Any]) -> bool:
@@ -444,7 +447,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="models to run; by default the set `core`")
     parser.add_argument("--set", action="append", choices=list(zoo.SETS), default=[], help="a set of models (repeatable)")
     parser.add_argument("--list", type=Path, help="a file with a model a line")
-    parser.add_argument("--checks", choices=("all", "proof", *CHECKS), default="all", help="what to run after the proof")
+    parser.add_argument("--checks", choices=("all", "proof", "peer", *CHECKS), default="all", help="what to run after the proof")
     parser.add_argument("--peer", action="store_true", help="cut each model with torch-pruning too")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=float, default=900, help="limit for one model")
@@ -461,14 +464,15 @@ def _run_all(options: argparse.Namespace) -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     only_write = options.write and not names
     names = list(dict.fromkeys(names or zoo.core()))
-    todo = [] if only_write else [n for n in names if options.again or n not in done]
+    column = "peer" if options.checks == "peer" else "model"
+    todo = [] if only_write else [n for n in names if options.again or column not in done.get(n, {})]
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(partial(run, options=options), todo):
-            done[row["model"]] = row
+            done[row["model"]] = done.get(row["model"], {}) | row
             with options.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            said = row["failure"] if "failure" in row else {k: row[k] for k in ("kind", "error", *CHECKS, "peer") if k in row}
-            print("ok  " if passes(row) else "FAIL", row["model"], said, flush=True)
+            said = row.get("failure") or {k: row[k] for k in ("kind", "error", *CHECKS, "peer") if k in row}
+            print("ok  " if passes(done[row["model"]]) else "FAIL", row["model"], said, flush=True)
     if options.write:
         rows = [done[n] for n in names if n in done] + [r for n, r in done.items() if n not in names]
         options.write.write_text("\n".join(table(rows)))

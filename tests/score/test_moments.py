@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from score.by_hand import solved
-from secateur.score.graph import packet
+from secateur.capture.calls import short_name
 from secateur.score.moments import Expectation
 
 DRAWS = 100_000
@@ -41,7 +41,7 @@ def drawn(model: Branches) -> Tensor:
 
 def node_named(model: nn.Module, example: Tensor, name: str, which: int = -1) -> tuple[fx.Node, Expectation]:
     solution, _ = solved(model, example)
-    nodes = [n for n in solution.walk.capture.graph.nodes if packet(n) == name]
+    nodes = [n for n in solution.walk.capture.graph.nodes if short_name(n) == name]
     return nodes[which], Expectation(solution)
 
 

@@ -6,9 +6,9 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import fx
 
+from secateur.capture.calls import short_name
 from secateur.groups.fields import Field, Labels
 from secateur.groups.ledger import Reason
 
@@ -63,6 +63,4 @@ def _labels(state: Walk, node: fx.Node) -> Labels:
 
 
 def _name(node: fx.Node) -> str:
-    if node.target is operator.getitem:
-        return "getitem"
-    return node.target.overloadpacket.__name__ if isinstance(node.target, torch._ops.OpOverload) else ""
+    return "getitem" if node.target is operator.getitem else short_name(node)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import packet
 from secateur.capture.capture import Capture
 from secateur.groups.fields import Labels
-from secateur.recover.readers import Reader, packet, shape
+from secateur.recover.readers import Reader, shape
 from secateur.recover.turned import chooses, stored_value, turned
 from secateur.score.products import product_at
 

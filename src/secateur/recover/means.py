@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.capture.calls import arguments, leaf, packet
 from secateur.groups.rules.pointwise import pointwise
 from secateur.groups.rules.registry import find
-from secateur.recover.readers import Reader, arguments, packet, readers
+from secateur.recover.readers import Reader, readers
 from secateur.recover.recovery import Change, Recovered, own_tensors
 from secateur.rewrite import Cut, Slices
 from secateur.score.batches import Data
-from secateur.score.graph import leaf
 from secateur.score.moments import Expectation
 
 POINTS, REACH = 1025, 6.0

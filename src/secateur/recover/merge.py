@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.capture.calls import arguments, leaf, packet
 from secateur.groups import ChannelGroup, build_groups
-from secateur.recover.readers import Reader, arguments, packet, readers
+from secateur.recover.readers import Reader, readers
 from secateur.recover.recovery import Change, Recovered, own_tensors, stored_tensor, write_back
 from secateur.rewrite import Cut, Slices
 from secateur.rewrite.computed import computed_value
 from secateur.score.batches import Data
-from secateur.score.graph import leaf
 
 By = Literal["distance", "direction"]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import arguments, leaf, packet
 from secateur.capture.capture import Fact
-from secateur.score.graph import leaf
 
 CHUNK = 1 << 22
 """Elements of input rows that are laid out at once; bounds memory, changes nothing else."""
@@ -130,19 +130,6 @@ def readers(graph: fx.Graph) -> tuple[dict[str, Reader], dict[str, str]]:
         else:
             found[weight] = reader
     return found, refused
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by the names of its schema, defaults included."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {}
-    named = {a.name: a.default_value if a.has_default_value() else None for a in node.target._schema.arguments}
-    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
-
-
-def packet(node: fx.Node) -> str:
-    """The name of a call's operator, without its overload."""
-    return str(node.target.overloadpacket) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import arguments, leaf, packet
 from secateur.recover.paired import Steps
-from secateur.recover.readers import Reader, arguments, packet, shape
+from secateur.recover.readers import Reader, shape
 from secateur.rewrite import Cut
-from secateur.score.graph import leaf
 
 LEAST_SCALE = 1e-3
 """Batch-norm factors below this are taken for zero: no output of the layer before could make up for anything."""

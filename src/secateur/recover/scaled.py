@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import arguments, leaf, packet
 from secateur.capture.capture import Capture
 from secateur.errors import RewriteError
 from secateur.groups.fields import Labels
 from secateur.recover.heads import Heads, heads_of, laid_out, name_of
 from secateur.recover.paired import Steps
 from secateur.recover.pairs import Places
-from secateur.recover.readers import Reader, arguments, packet, shape
+from secateur.recover.readers import Reader, shape
 from secateur.recover.recovery import Change
 from secateur.recover.spread import visible
 from secateur.rewrite import Cut, Slices
 from secateur.rewrite.graph import rewrite_graph
 from secateur.score.batches import Batch
-from secateur.score.graph import leaf
 from secateur.score.products import Product, product_at
 from secateur.score.ranks import summed
 

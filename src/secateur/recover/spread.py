@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import arguments
 from secateur.groups.fields import Labels
 from secateur.recover.heads import Mixing, Product, laid_out
 from secateur.recover.paired import Steps
-from secateur.recover.readers import arguments, shape
+from secateur.recover.readers import shape
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch
 from secateur.score.ranks import summed

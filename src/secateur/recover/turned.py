@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import packet
 from secateur.capture.capture import Capture
 from secateur.groups.fields import Labels
-from secateur.recover.readers import Reader, packet, shape
+from secateur.recover.readers import Reader, shape
 
 _LINEAR = frozenset(("aten.cat", "aten.stack", "aten.neg", "aten.add", "aten.sub", "aten.to", "aten._to_copy"))
 _CLOSE = 1e-5

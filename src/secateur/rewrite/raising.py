@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from secateur.capture.calls import arguments, packet
 from secateur.capture.capture import Capture
 from secateur.capture.normalize.weights import computed_from, stand_ins
 from secateur.rewrite.computed import compute_alike
@@ -74,14 +75,13 @@ class _Raiser:
 
     def visit(self, node: fx.Node) -> None:
         """Replace one call by a layer where that says the same."""
-        packet = str(node.target.overloadpacket) if isinstance(node.target, torch._ops.OpOverload) else ""
-        named = _named(node)
-        if packet in _CONVOLUTIONS:
-            self._layer(node, named, _convolution(packet, named))
-        elif packet in _LAYERS:
-            self._layer(node, named, _LAYERS[packet](named))
-        elif packet in ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout"):
-            self._dropout(node, packet, named)
+        operator, named = packet(node), arguments(node)
+        if operator in _CONVOLUTIONS:
+            self._layer(node, named, _convolution(operator, named))
+        elif operator in _LAYERS:
+            self._layer(node, named, _LAYERS[operator](named))
+        elif operator in ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout"):
+            self._dropout(node, operator, named)
 
     def _layer(self, node: fx.Node, named: dict[str, Any], settings: Settings | None) -> None:
         tensors = {k: named[k] for k in _ROLES if isinstance(named.get(k), fx.Node)}
@@ -193,14 +193,6 @@ def _hand_on(old: nn.Module, new: nn.Module, *, others: Container[str]) -> None:
     for name, buffer in old._buffers.items():
         if name not in others:
             new.register_buffer(name, buffer, persistent=name not in old._non_persistent_buffers_set)
-
-
-def _named(node: fx.Node) -> dict[str, Any]:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return {}
-    named = {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
-    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
 
 
 def _attribute(root: nn.Module, name: str) -> Any:

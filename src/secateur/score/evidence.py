@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import argument, leaf, packet
 from secateur.errors import SelectionError
 from secateur.groups.fields import NONE, Labels
 from secateur.groups.group import ChannelGroup, Member
 from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
-from secateur.score.graph import argument, leaf
 from secateur.score.moments import Expectation
 
 Observed = Mapping[tuple[Hashable, str], tuple[Part, ...]]
@@ -156,7 +156,7 @@ def occurrences(channels: Labels) -> Iterator[Labels]:
 
 def _calls(graph: fx.Graph, names: tuple[str, ...]) -> Iterator[fx.Node]:
     for node in graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and str(node.target.overloadpacket) in names:
+        if packet(node) in names:
             yield node
 
 

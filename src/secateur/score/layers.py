@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from secateur.score.graph import argument, leaf, packet
+from secateur.capture.calls import argument, leaf, short_name
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -40,7 +40,7 @@ class Linear:
 
 def linear_at(node: fx.Node) -> Linear | None:
     """The layer that a node calls, if its weight is a stored tensor."""
-    name = packet(node)
+    name = short_name(node)
     if name == "linear":
         return _with(node, "input", "weight", "bias", -1)
     if name in _CONVOLUTIONS or name in _TRANSPOSED:

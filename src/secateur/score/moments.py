@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import argument, leaf, short_name
 from secateur.groups.fields import NONE, Labels
 from secateur.groups.rules.pointwise import pointwise
 from secateur.groups.rules.registry import find
 from secateur.groups.solve import Solution
-from secateur.score.graph import argument, leaf, packet
 from secateur.score.layers import Linear, linear_at
 
 POINTS, REACH = 257, 6.0
@@ -99,7 +99,7 @@ class Expectation:
     def _of(self, node: fx.Node) -> Moments:
         if node.op == "get_attr":
             return self._stored(node)
-        name, inputs = packet(node), list(node.all_input_nodes)
+        name, inputs = short_name(node), list(node.all_input_nodes)
         if name in _NORMS:
             return self._normed(node, _NORMS[name])
         layer = linear_at(node)
@@ -164,7 +164,7 @@ class Expectation:
     def _factors(self, node: fx.Node, inputs: Sequence[fx.Node]) -> list[float]:
         """The part that each input has in the output: together 1."""
         parts = [1.0] * len(inputs)
-        name, told = packet(node), all(self._found[x].told for x in inputs)
+        name, told = short_name(node), all(self._found[x].told for x in inputs)
         if name == "scaled_dot_product_attention":
             parts = [0.25, 0.25, 0.5, *parts[3:]]
         elif name == "cat" or (told and name in _SUMS):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import argument, leaf, short_name
 from secateur.groups.group import ChannelGroup
 from secateur.score.evidence import Evidence
-from secateur.score.graph import argument, leaf, packet
 from secateur.score.moments import Expectation
 from secateur.score.reading import Reading, readings
 
@@ -61,7 +61,8 @@ def _lost(group: ChannelGroup, evidence: Evidence) -> Iterator[tuple[Tensor, flo
     for reading in readings(group, solution):
         weight = expected.weights.get(reading.node, 0.0)
         if reading.weight is None:
-            yield _of_product(reading, group, expected), weight / 2 if packet(reading.node) == "scaled_dot_product_attention" else weight
+            one_of_two = short_name(reading.node) == "scaled_dot_product_attention"
+            yield _of_product(reading, group, expected), weight / 2 if one_of_two else weight
         else:
             yield _of_layer(reading, group, evidence), weight
 
@@ -99,7 +100,7 @@ def _strength(reading: Reading, group: ChannelGroup, weight: Tensor) -> Tensor:
 
 def _norm_behind(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
-    return users[0] if len(users) == 1 and packet(users[0]) == "batch_norm" else None
+    return users[0] if len(users) == 1 and short_name(users[0]) == "batch_norm" else None
 
 
 def _scale(norm: fx.Node, evidence: Evidence, size: int) -> Tensor:

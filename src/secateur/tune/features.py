@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from secateur.capture import Capture
+from secateur.capture.calls import packet
 from secateur.errors import RewriteError, SelectionError
 from secateur.measure.evaluation import evaluating
 from secateur.plan import did_you_mean
 from secateur.recover.pairs import Places
-from secateur.recover.readers import packet, shape
+from secateur.recover.readers import shape
 from secateur.rewrite import Cut
 
 SUMS = ("aten.add", "aten.add_")

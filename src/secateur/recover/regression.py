@@ -18,7 +18,7 @@ USUAL = RIDGES[len(RIDGES) // 2]
 """The ridge that is tried first."""
 PLENTY = 8
 """Rows for each input from which fits to one half of the rows tell enough of the ridge."""
-WAITING = 1 << 20
+WAITING = 1 << 22
 """Numbers that wait to be multiplied."""
 FEW = 1 << 28
 """Products that are taken in double precision."""

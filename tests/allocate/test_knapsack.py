@@ -19,13 +19,31 @@ READ = group("read", 4, members=[member("b.weight", range(4)), member("c.weight"
 COSTS = {"a.weight": 40.0, "b.weight": 20.0, "c.weight": 100.0}
 
 
-def test_scores_are_divided_by_what_goes_with_a_channel() -> None:
+LINEAR = [("read", 0), ("made", 0), ("read", 1), ("made", 1), ("read", 2), ("made", 2)]
+ROOT = [("made", 0), ("read", 0), ("made", 1), ("read", 1), ("made", 2), ("read", 2)]
+
+
+@pytest.mark.parametrize(("power", "order"), [(1.0, LINEAR), (0.5, ROOT)])
+def test_scores_are_divided_by_what_goes_with_a_channel(power: float, order: list[tuple[str, int]]) -> None:
     # A channel of the first group takes 40 / 4 = 10 along, one of the second 20 / 4 + 100 / 8 = 17.5.
+    # By what is left of them the scores grow to 1, 2.22, 4.29 and to 1.7, 3.81, 6.41.
     scores = {"made": torch.tensor([1.0, 2, 3, 4]), "read": torch.tensor([1.7, 3.6, 5.3, 20])}
-    order = [("read", 0), ("made", 0), ("made", 1), ("read", 1), ("made", 2), ("read", 2)]
     for count in range(1, 7):
-        found = allocate([MADE, READ], scores, ratio=count / 8, allocator=Knapsack(costs=COSTS))
+        found = allocate([MADE, READ], scores, ratio=count / 8, allocator=Knapsack(power=power, costs=COSTS))
         assert {(name, c) for name, channels in found.remove.items() for c in channels} == set(order[:count])
+
+
+def test_a_score_weighs_more_where_less_of_its_group_is_left() -> None:
+    # 1, 1 / 0.75, 1 / 0.5 in the first group; in the second hardly more than 1.5 each.
+    scores = {"made": torch.tensor([1.0, 1, 1, 1]), "read": torch.tensor([1.5, 1.5, 1.5, 100])}
+    found = allocate([MADE, READ], scores, ratio=5 / 8, allocator=Knapsack())
+    assert {name: len(channels) for name, channels in found.remove.items()} == {"made": 2, "read": 3}
+
+
+def test_channels_without_a_score_go_first() -> None:
+    scores = {"made": torch.zeros(4), "read": torch.tensor([0.1, 0.2, 0.3, 0.4])}
+    found = allocate([MADE, READ], scores, ratio=0.5, allocator=Knapsack(costs=COSTS))
+    assert {name: len(channels) for name, channels in found.remove.items()} == {"made": 3, "read": 1}
 
 
 def test_without_costs_scores_alone_count() -> None:
@@ -39,11 +57,11 @@ def test_a_channel_saves_less_where_the_other_side_of_its_weight_is_cut() -> Non
     first = group("first", 4, members=[member("w", range(4))])
     second = group("second", 4, members=[member("w", range(4), dim=1, role="reads"), member("v", range(4))])
     third = group("third", 4, members=[member("u", range(4))])
-    scores = {"first": torch.tensor([0.0, 0, 0, 9e9]), "second": torch.full((4,), 1.5), "third": torch.full((4,), 1.2)}
+    scores = {"first": torch.tensor([0.0, 0, 0, 9e9]), "second": torch.full((4,), 1.5), "third": torch.full((4,), 1.6)}
     costs = {"w": 40.0, "v": 4.0, "u": 32.0}
 
     def removed(rounds: int) -> dict[str, tuple[int, ...]]:
-        return dict(allocate([first, second, third], scores, ratio=5 / 12, allocator=Knapsack(rounds=rounds, costs=costs)).remove)
+        return dict(allocate([first, second, third], scores, ratio=5 / 12, allocator=Knapsack(power=1, rounds=rounds, costs=costs)).remove)
 
     assert removed(0) == {"first": (0, 1, 2), "second": (0, 1)}
     assert removed(3) == {"first": (0, 1, 2), "third": (0, 1)}
@@ -72,8 +90,8 @@ def test_a_plan_tells_what_the_weights_cost() -> None:
     scores = {each.name: torch.ones(each.size) for each in found.groups}
     early = found.plan(scores=scores, ratio=0.25, allocator=Knapsack("macs"))
     late = found.plan(scores=scores, ratio=0.25, allocator=Knapsack("parameters"))
-    assert list(early.ratios) == ["0"]
-    assert list(late.ratios) == ["3"]
+    assert early.ratios["0"] > early.ratios.get("3", 0)
+    assert late.ratios["3"] > late.ratios.get("0", 0)
 
 
 @pytest.mark.parametrize("target", [Target(macs=0.5), Target(parameters=0.5)], ids=str)

@@ -1,4 +1,4 @@
-"""Removal where the least is lost for what it saves."""
+"""Removal where little is lost for what it saves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.allocate.ladder import Ladder, Scores
 from secateur.allocate.options import Options
 
 LEAST = 0.02
-"""No dimension counts as shorter than this share of its length, so that no channel ever comes for nothing."""
+"""No dimension counts as shorter than this share of its length, and no group as having less of its scores left."""
 
 Left = Mapping[str, Mapping[int, float]]
 """The share of each dimension of each weight that stays."""
@@ -22,13 +22,16 @@ Left = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Knapsack:
-    """Compare the channels of all groups by their score for each multiply-add, parameter or byte that goes with them; the lowest go.
+    """Compare the channels of all groups by their scores and by the multiply-adds, parameters or bytes that go with them; the lowest go.
 
-        s_c / sum_{places of c} cost(W) / length of the dimension * share of the other dimensions that stays
+        s_c / (1 - share of the group's scores that went before) / saved_c^power
+        saved_c = sum_{places of c} cost(W) / length of the dimension * share of the other dimensions that stays
 
-    This is the greedy solution of the knapsack problem of losing least within a budget, for scores that add up to a loss: those of
-    :class:`~secateur.OBS`, :class:`~secateur.Taylor`, :class:`~secateur.Fisher`. What a channel saves shrinks with the layers
-    around it, so costs are worked out anew for what the round before left.
+    With power 1 and small losses this is the greedy solution of the knapsack problem of losing least within a budget, for scores that
+    add up to a loss: those of :class:`~secateur.OBS`, :class:`~secateur.Taylor`, :class:`~secateur.Fisher`. But such losses are foreseen
+    one layer at a time. They grow faster where little of a layer is left, which the divisor stands for; and what goes wrong in early
+    layers, where a channel saves most, goes through all that follow, so savings count less. What a channel saves shrinks with the layers
+    around it, so it is worked out anew for what the round before left.
 
     Latency falls in steps, so that some channels save nothing alone: there a group's channels are taken together from one width to
     the next that is worth it, in the order of the lower convex hull of what is lost over the milliseconds that are saved.
@@ -38,6 +41,8 @@ class Knapsack:
 
     cost: Literal["macs", "parameters", "bytes", "latency"] = "macs"
     """What is to be saved. Of MACs, products of two activations are not counted."""
+    power: float = 0.5
+    """How much savings count: 1 compares what is lost for each unit saved, 0 what is lost alone. Latency always counts by itself."""
     rounds: int = 3
     """Times that the costs are worked out anew."""
     costs: Costs = field(default_factory=dict, repr=False, compare=False)
@@ -78,14 +83,23 @@ class Knapsack:
         return smallest(ladders, [self._by_cost(each, left) for each in ladders], ratio)
 
     def _by_cost(self, ladder: Ladder, left: Left) -> Scores:
-        """Scores for each unit that one channel saves on average."""
+        """Scores, as they weigh once the ones before are gone, for what one channel saves on average."""
         group = ladder.pool.group
         saved = 0.0
         for member in group.members:
             others = [max(share, LEAST) for dim, share in left[member.tensor].items() if dim != member.dim]
             share = member.share / group.size
             saved += self.costs.get(member.tensor, 0.0) * share * float(np.prod(others))
-        return ladder.scores / saved if saved else ladder.scores
+        return _growing(ladder.scores) / (saved**self.power if saved else 1.0)
+
+
+def _growing(scores: Scores) -> Scores:
+    """Each score over the share of all of them that is left when its turn comes, ascending."""
+    if not scores.size:
+        return scores
+    before = np.concatenate([[0.0], scores.clip(0).cumsum()])
+    left = 1 - before[:-1] / max(before[-1], np.finfo(float).tiny)
+    return np.asarray(np.maximum.accumulate(scores / np.maximum(left, LEAST)), dtype=np.float64)
 
 
 def _part(ladder: Ladder) -> float:

@@ -37,7 +37,7 @@ ALLOCATORS = Choice(
     entries={"uniform": Uniform, "global_rank": GlobalRank, "slamp": Slamp, "isomorphic": Isomorphic, "knapsack": Knapsack},
     default="uniform",
     text="How one ratio is spread: the same for each layer, by one ranking, by layer-adaptive shares, by rankings among like layers, or by "
-    "the score for each multiply-add, parameter or millisecond that goes (knapsack).",
+    "the score against the multiply-adds, parameters or milliseconds that go (knapsack).",
 )
 SUITED_CRITERIA = replace(
     CRITERIA,

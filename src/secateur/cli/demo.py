@@ -95,7 +95,7 @@ def _planned(found: Study, pictures: Sequence[Any]) -> Generator[RenderableType,
     yield Text(f"{removed} of {sum(edit.size for edit in plan.prunes)} channels in {len(plan.prunes)} layers go. Nothing is changed yet.")
     yield Text(
         f"Scored by what the next layers lose behind a refit ({way.criterion}), on {CROPS // 2} random crops of each image, and compared by"
-        f" what their multiply-adds are worth ({way.allocator}); labels are not used. Widths stay multiples of 8."
+        f" how many multiply-adds go with them ({way.allocator}); labels are not used. Widths stay multiples of 8."
     )
     return plan
 

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from capture.models import Branching, ConvNet, Counting, Creating, Memory, Nested, Tied
 from secateur.capture import Capture, export, record
+from secateur.capture.export import CLOSED
 from secateur.capture.flat import FlatModel
 from secateur.capture.sizes import open_sizes
+from secateur.capture.verify import check_on
 from secateur.errors import CaptureError
 
 aten = torch.ops.aten
@@ -72,14 +75,51 @@ class Staged(nn.Module):
 @pytest.mark.parametrize(("model", "shape"), [(FixedPositions(), (3, 6, 4)), (Staged(), (3, 4))])
 def test_sizes_that_the_model_fixes_are_not_left_open(model: nn.Module, shape: tuple[int, ...]) -> None:
     capture = export(model, (torch.randn(shape),), dynamic=True)
-    assert capture.notes[-1] == "torch.export: input dimensions that may vary: input_0[0]"
+    told = [note for note in capture.notes if note.startswith("torch.export: input")]
+    assert told == ["torch.export: input dimensions that may vary: input_0[0]"]
+    assert (CLOSED in capture.notes) == isinstance(model, Staged)
+
+
+class Twice(nn.Module):
+    """Makes other calls at each length that is tried."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() if x.shape[1] == 8 else x.tanh()
+
+
+def test_a_note_tells_of_sizes_that_the_model_alone_takes() -> None:
+    flat = [torch.randn(3, 8)]
+    assert open_sizes(FlatModel(Twice(), flat, pytree.tree_structure(((0,), {}))), flat).closed == [(0, 1)]
+    assert CLOSED in export(Twice(), (flat[0],), dynamic=True).notes
+    assert CLOSED not in export(FixedPositions(), (torch.randn(3, 6, 4),), dynamic=True).notes
+
+
+class AtFour(nn.Module):
+    """A product that fits one length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight) if x.shape[1] == 4 else x[:, :2]
+
+
+def test_a_program_may_refuse_sizes_in_doubt_but_not_give_something_else() -> None:
+    capture, longer = record(AtFour(), (torch.randn(3, 4),)), [torch.randn(3, 6)]
+    run = FlatModel(AtFour(), capture.flat_inputs(), capture.in_spec)
+    check_on(capture, longer, run, may_refuse=True)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        check_on(capture, longer, run)
+    with pytest.raises(CaptureError, match="Output 0"):
+        check_on(capture, [torch.randn(3, 4)], run, may_refuse=True)
 
 
 def test_open_sizes_are_found_before_exporting() -> None:
     for model, shape, expected in ((FixedPositions(), (3, 6, 4), []), (ConvNet(), (2, 3, 8, 4), [(0, 2), (0, 3)])):
         flat = [torch.randn(shape)]
-        places, witnesses, doubts = open_sizes(FlatModel(model, flat, pytree.tree_structure(((0,), {}))), flat)
-        assert doubts == []
+        places, witnesses, doubts, closed = open_sizes(FlatModel(model, flat, pytree.tree_structure(((0,), {}))), flat)
+        assert (doubts, closed) == ([], [])
         assert places == expected
         assert {tuple(witness[0].shape) for witness in witnesses} == (
             {(2, 3, 4, 4), (2, 3, 16, 4), (2, 3, 8, 2), (2, 3, 8, 8)} if expected else set()

@@ -32,6 +32,8 @@ LONGEST_S = 60.0
 LONGEST_IN_DOUBT_S = 20.0
 """The same where the model makes other calls at some sizes."""
 
+CLOSED = "the model runs at other input sizes too, this graph does not; with prefer='module' it keeps its class, and runs there"
+
 Sizes = tuple[dict[int, Any], ...]
 
 
@@ -71,7 +73,7 @@ def export(
         except Exception as error:  # noqa: BLE001 - torch.export fails in many ways, and each only means to try the next one
             notes.append(f"torch.export with {attempt.what}: {_first_line(error)}")
         else:
-            return replace(capture, notes=(*notes, *capture.notes))
+            return replace(capture, notes=(*notes, *capture.notes, *_closed_notes(sizes, _open_dims(traced))))
     raise CaptureError("torch.export cannot capture the model.\n" + "\n".join(notes))
 
 
@@ -183,6 +185,12 @@ def _size_notes(names: Sequence[str], flat_inputs: Sequence[Any], free: Sequence
     tensor_names = [name for name, leaf in zip(names, flat_inputs, strict=True) if isinstance(leaf, Tensor)]
     found = [f"{name}{sorted(dims)}" for name, dims in zip(tensor_names, free, strict=True) if dims]
     return [f"torch.export: input dimensions that may vary: {', '.join(found)}" if found else "torch.export: input sizes are fixed"]
+
+
+def _closed_notes(sizes: OpenSizes, free: Sequence[set[int]]) -> tuple[str, ...]:
+    """What a user has to know where the model takes sizes that the program does not."""
+    taken = {(position, dim) for position, dims in enumerate(free) for dim in dims}
+    return () if taken.issuperset((*sizes.places, *sizes.closed)) else (CLOSED,)
 
 
 def _check_elsewhere(capture: Capture, free: Sequence[set[int]], sizes: OpenSizes, run: FlatModel) -> None:

@@ -23,6 +23,8 @@ class OpenSizes(NamedTuple):
     """Inputs on which the model makes the calls that it makes on the example inputs."""
     doubts: list[list[Tensor]]
     """Inputs on which it makes other calls: a graph may refuse them, but must not give something else."""
+    closed: Sequence[Place] = ()
+    """Dimensions at other sizes of which the model runs, but never with the same calls."""
 
 
 def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> OpenSizes:
@@ -31,7 +33,7 @@ def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> OpenSizes:
     Dimensions of equal size vary together first (sides of an image, ids and their mask), then each alone.
     """
     usual = _calls(run, tensors)
-    found = OpenSizes([], [], [])
+    found, closed = OpenSizes([], [], []), set[Place]()
     for together in _groups(tensors):
         for group in [together] if len(together) == 1 else [together, *([place] for place in together)]:
             same, others = ([], []) if set(group) & set(found.places) else _elsewhere(run, tensors, group, usual)
@@ -39,8 +41,9 @@ def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> OpenSizes:
                 found.places.extend(group)
                 found.witnesses.extend(same)
                 found.doubts.extend(others)
-    found.places.sort()
-    return found
+            elif others:
+                closed.update(group)
+    return found._replace(places=sorted(found.places), closed=sorted(closed - set(found.places)))
 
 
 def _groups(tensors: Sequence[Tensor]) -> list[list[Place]]:

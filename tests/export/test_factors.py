@@ -179,3 +179,85 @@ def test_the_same_plan_and_data_give_the_same_factors(made: dict[str, tuple[Resu
     assert not [note for note in again.notes if "other calibration data" in note]
     other = apply(dense("fitted factors"), result.plan, PIXELS, data=[DATA[0] + 1])
     assert "the factors are fitted to other calibration data than the plan was made with" in other.notes
+
+
+class InputsFirst(nn.Module):
+    """A layer of no class of torch's: it multiplies by a weight ``(in, out)``."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.weight
+        return x if self.bias is None else x + self.bias
+
+
+class Perceptron(nn.Module):
+    """Such layers with a bias and without, one of them shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.square, self.last = InputsFirst(16, 16, bias=False), InputsFirst(16, 16), InputsFirst(16, 12)
+        self.again = self.square
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.square(self.first(x).relu()).relu())
+        y: Tensor = self.last(x.relu())
+        return y
+
+
+VECTORS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+VECTOR_DATA = [torch.randn(64, 16, generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.mark.parametrize("fit", ["weights", "inputs", "sequential"])
+def test_layers_of_any_class_that_multiply_by_a_matrix_become_plain_factors(fit: Any, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = Perceptron().eval()
+    found = study(model, VECTORS)
+    data = None if fit == "weights" else VECTOR_DATA
+    result = apply(found, found.plan_decomposition(rank=3, fit=fit, data=data), data=data)
+    small: Any = result.model
+    assert isinstance(small, Perceptron)
+    assert {row.layer for row in result.factorized} == {"first", "square", "last"}
+    assert {type(part) for part in [*small.first, *small.square, *small.last]} == {nn.Linear}
+    assert small.again is small.square
+    assert result.proof.error < 1e-9
+    assert isinstance(small.first[-1].bias, Tensor) is (data is not None)
+    loaded = load(result.save(tmp_path / "out"), Perceptron().eval())
+    torch.testing.assert_close(loaded(VECTORS), small(VECTORS), rtol=0, atol=0)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {session.get_inputs()[0].name: VECTORS.numpy()})
+    torch.testing.assert_close(torch.from_numpy(answer), small(VECTORS).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_any_class_can_be_factorized_and_cut() -> None:
+    torch.manual_seed(2)
+    found = study(Perceptron().eval(), VECTORS)
+    first = found.after(found.plan_decomposition(rank={"square": 6}))
+    result = apply(found, first.plan(ratio=0.25))
+    assert [row.layer for row in result.factorized] == ["square"]
+    assert result.after.macs < apply(found, found.plan_decomposition(rank={"square": 6})).after.macs
+    cheaper = sc.compress(found.model, VECTORS, target=sc.Target(macs=0.6), decompose=sc.Cheaper(), data=VECTOR_DATA, latency=False)
+    assert cheaper.after.macs <= 0.6 * cheaper.before.macs
+
+
+def test_projections_of_a_language_model_that_is_written_with_such_layers() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=40, n_positions=16, use_cache=False)
+    config.bos_token_id = config.eos_token_id = 0
+    model = transformers.GPT2LMHeadModel(config).eval()
+    numbers = torch.arange(12).reshape(2, 6)
+    found = study(model, numbers)
+    result = apply(found, found.plan_decomposition(target=sc.Target(macs=0.6)))
+    assert {row.name for row in found.decomposable if row.methods} == {
+        f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
+    assert "shared with transformer.wte.weight" in str(found.decomposable["lm_head"].reason)
+    assert len(result.factorized) >= 2
+    assert result.proof.error < 1e-9
+    assert type(result.model) is type(model)

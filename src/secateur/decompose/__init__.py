@@ -9,7 +9,6 @@ from secateur.decompose.layers import (
     METHODS,
     Decomposable,
     DecomposableLayers,
-    acts_as_base,
     captured_layers,
     decomposable,
     decomposable_layers,
@@ -24,6 +23,7 @@ from secateur.decompose.ranks import ByEnergy, ByHand, ByRatio, ByVBMF, RankRule
 from secateur.decompose.slopes import Slopes, gather_slopes
 from secateur.decompose.spec import Cost, LayerSpec, Refusal
 from secateur.decompose.svd import SVD, SpatialSVD
+from secateur.decompose.trust import acts_as_base
 from secateur.decompose.tucker import Tucker
 from secateur.decompose.vbmf import Evidence, calibrate_rank, evbmf
 

@@ -43,19 +43,21 @@ def workload(specs: Sequence[LayerSpec], calls: Sequence[Call]) -> Cost:
     return Cost(each[0].params, sum(call.samples * one.macs for call, one in zip(calls, each, strict=True)))
 
 
-def uses(capture: Capture, layers: Mapping[str, tuple[str, ...]]) -> dict[str, Use]:
+def uses(capture: Capture, layers: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[Call, ...]] | None = None) -> dict[str, Use]:
     """Find the uses of layers, given as all names of each by its first, in the order in which the model runs them.
 
-    The graph answers: whoever else reads a weight or shares it, under whatever name, would miss it.
+    The graph answers: whoever else reads a weight or shares it, under whatever name, would miss it. Layers that are of no class of torch's
+    are given with the calls that a run showed: their own code may read their weights by any operator.
     """
+    others = others or {}
     readers = {str(node.target): list(node.users) for node in capture.graph.find_nodes(op="get_attr")}
-    found = {first: _use(capture, names, readers) for first, names in layers.items()}
+    found = {first: _use(capture, names, readers, others.get(first)) for first, names in layers.items()}
     order = {node: place for place, node in enumerate(capture.graph.nodes)}
     first_runs = {name: min((order[n] for n in _readers(capture, f"{name}.weight", readers)), default=math.inf) for name in found}
     return {name: found[name] for name in sorted(found, key=lambda name: first_runs[name])}
 
 
-def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx.Node]]) -> Use:
+def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx.Node]], seen: tuple[Call, ...] | None) -> Use:
     module = capture.model.get_submodule(names[0])
     if "weight" not in module._parameters and not parametrize.is_parametrized(module):
         return Use((), "its weight is computed from other tensors at each call: remove the weight's normalisation first")
@@ -64,14 +66,15 @@ def _use(capture: Capture, names: tuple[str, ...], readers: Mapping[str, list[fx
         others = [name for name in every if name not in {f"{own}.{role}" for own in names}]
         if others:
             return Use((), f"its {role} is shared with {others[0]}, from which factors would part it")
-        strangers = [node for node in _readers(capture, f"{names[0]}.{role}", readers) if not _is_own_call(node, role, names)]
+        every_reader = _readers(capture, f"{names[0]}.{role}", readers)
+        strangers = [node for node in every_reader if not (_is_own_call(node, role, names) if seen is None else _is_within(node, names))]
         if strangers:
             where = strangers[0].meta.get("module") or "the model itself"
             return Use((), f"its {role} is read by {where} ({strangers[0].target}), not by the layer alone")
     called = [node for node in _readers(capture, f"{names[0]}.weight", readers) if node.op == "call_function"]
     if not called:
         return Use((), _unread(capture, names))
-    return Use(tuple(_calls(called, _padded_by_itself(module))))
+    return Use(tuple(_calls(called, _padded_by_itself(module))) if seen is None else seen)
 
 
 def _unread(capture: Capture, names: tuple[str, ...]) -> str:
@@ -91,7 +94,11 @@ def _is_own_call(node: fx.Node, role: str, names: tuple[str, ...]) -> bool:
         return False
     place = [argument.name for argument in target._schema.arguments].index(role)
     operand: Any = node.args[place] if place < len(node.args) else node.kwargs.get(role)
-    return isinstance(operand, fx.Node) and operand.op == "get_attr" and node.meta.get("module", "") in names
+    return isinstance(operand, fx.Node) and operand.op == "get_attr" and _is_within(node, names)
+
+
+def _is_within(node: fx.Node, names: tuple[str, ...]) -> bool:
+    return node.meta.get("module", "") in names
 
 
 def _calls(nodes: Sequence[fx.Node], padded: Sequence[int]) -> Iterator[Call]:

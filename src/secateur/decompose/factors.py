@@ -200,7 +200,7 @@ def _fitted(method: Decomposition, kernel: Tensor, rank: Rank, metric: Metric | 
 
 
 def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    weight, bias = layer.weight, layer.bias
+    weight, bias = layer.weight, getattr(layer, "bias", None)
     assert isinstance(weight, Tensor)
     if not all(bool(end.isfinite()) for end in torch.aminmax(weight)):
         raise SelectionError(f"{layer} cannot be factorized: its weight holds values that are not finite")

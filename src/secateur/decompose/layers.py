@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from secateur.capture import Capture
-from secateur.capture.execution import plain_execution
-from secateur.capture.trees import copied
-from secateur.capture.untouched import untouched
 from secateur.decompose.calls import Call, Use, uses, workload
 from secateur.decompose.cp import CP
 from secateur.decompose.factors import Decomposition, too_narrow
+from secateur.decompose.linear_maps import holds_matrix
+from secateur.decompose.products import Product, stored_products
 from secateur.decompose.ranks import break_even
 from secateur.decompose.spec import LayerSpec, Refusal, base_class, read_spec
 from secateur.decompose.svd import SVD, SpatialSVD
+from secateur.decompose.trust import seen_in_a_run
 from secateur.decompose.tucker import Tucker
 from secateur.errors import PlanError, SelectionError
 
@@ -48,7 +46,7 @@ def settings_of(method: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Decomposable:
-    """A linear or convolution layer: its names in the model (several if it is shared), and the methods for it or why there is none."""
+    """A layer, or a module that holds matrices: its names (several if it is shared), and the methods for it or why there is none."""
 
     names: tuple[str, ...]
     methods: tuple[str, ...]
@@ -60,10 +58,10 @@ class Decomposable:
     """Its class, widths, extent and groups."""
     parameters: int = 0
     macs: int = 0
-    """Multiply-adds of all its calls in one run on the example inputs."""
+    """Multiply-adds of all its calls in one run on the example inputs, or of one call where they are not followed; 0 if it is no layer."""
     calls: tuple[Call, ...] = ()
     trusted: bool = False
-    """Whether its class has a forward of its own that computes what its base class would."""
+    """Whether its class has a forward of its own that was seen to compute what its settings say."""
 
     @property
     def name(self) -> str:
@@ -73,7 +71,7 @@ class Decomposable:
 
 @dataclass(frozen=True)
 class DecomposableLayers:
-    """All linear and convolution layers of a model, in the order in which it runs them."""
+    """All linear and convolution layers of a model, in the order in which it runs them, and what else holds matrices."""
 
     rows: tuple[Decomposable, ...]
     _by_name: Mapping[str, Decomposable] = field(init=False, repr=False, compare=False)
@@ -104,7 +102,7 @@ class DecomposableLayers:
             table.add_column(name, justify="right" if name in ("parameters", "MACs") else "left", overflow="fold")
         for row in self.rows:
             answer = ", ".join(row.methods) or f"none: {row.reason}"
-            table.add_row(", ".join(row.names), row.kind, f"{row.parameters:,}", f"{row.macs:,}", answer)
+            table.add_row(", ".join(name or "(the model)" for name in row.names), row.kind, f"{row.parameters:,}", f"{row.macs:,}", answer)
         return table
 
     def __str__(self) -> str:
@@ -146,14 +144,43 @@ def captured_layers(capture: Capture) -> DecomposableLayers:
     """List the layers of a captured model as :func:`decomposable_layers` does, with what the graph and one run tell besides.
 
     Layers whose weight is shared with another or read by another module stay as they are. Layers of a subclass with a forward
-    of its own are admitted where it was seen to compute what the base class computes.
+    of its own are admitted where it was seen to compute what the base class computes, and those of any other class that hold a
+    matrix, perhaps a bias and nothing else where they were seen to multiply by it. Modules that hold other matrices which the model
+    multiplies by come last.
     """
-    modules = {names: module for module, names in _names(capture.model).items() if base_class(module) is not None}
-    found = uses(capture, {names[0]: names for names in modules})
+    products = stored_products(capture)
+    modules = {names: module for module, names in _names(capture.model).items() if _is_layer(module, names, products)}
+    seen = seen_in_a_run(capture, {names[0]: module for names, module in modules.items()})
+    calls = {name: tuple(each.calls) for name, each in seen.items()}
+    others = {names[0]: calls.get(names[0], ()) for names, module in modules.items() if base_class(module) is None}
+    found = uses(capture, {names[0]: names for names in modules}, others)
+    rows = [_row(module, names, found[names[0]], trusted=names[0] in seen and seen[names[0]].trusted) for names, module in modules.items()]
     order = {name: place for place, name in enumerate(found)}
-    trusted = _trusted(capture, {names[0]: module for names, module in modules.items()})
-    rows = [_row(module, names, found[names[0]], trusted=names[0] in trusted) for names, module in modules.items()]
-    return DecomposableLayers(tuple(sorted(rows, key=lambda row: order[row.name])))
+    rest = _held_elsewhere(capture, products, {name for names in modules for name in names})
+    return DecomposableLayers((*sorted(rows, key=lambda row: order[row.name]), *rest))
+
+
+def _is_layer(module: nn.Module, names: Sequence[str], products: Sequence[Product]) -> bool:
+    """Whether a module is a linear or convolution layer, or holds nothing but a matrix and multiplies by it."""
+    return base_class(module) is not None or (holds_matrix(module) and any(product.module in names for product in products))
+
+
+def _held_elsewhere(capture: Capture, products: Sequence[Product], known: set[str]) -> list[Decomposable]:
+    """Modules that hold a matrix which somebody multiplies by and which no layer has alone, with what they hold."""
+    held: dict[str, dict[str, None]] = {}
+    for name in (name for product in products for name in product.weights):
+        if not any(alias.rpartition(".")[0] in known for alias in capture.tied.get(name, (name,))):
+            held.setdefault(name.rpartition(".")[0], {})[name] = None
+    aliases = _names(capture.model)
+    return [_row_of_holder(capture, aliases[capture.model.get_submodule(owner)], tuple(own)) for owner, own in held.items()]
+
+
+def _row_of_holder(capture: Capture, names: tuple[str, ...], weights: tuple[str, ...]) -> Decomposable:
+    kind = type(capture.model.get_submodule(names[0])).__name__
+    shapes = {name.rpartition(".")[2]: capture.leaf(name).shape for name in weights}
+    reason = f"the model multiplies by its {', '.join(shapes)} elsewhere than in a layer of its own"
+    outline = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+    return Decomposable(names, (), reason, kind=f"{kind} {outline}", parameters=sum(shape.numel() for shape in shapes.values()))
 
 
 def _row(module: nn.Module, names: tuple[str, ...], use: Use | None = None, *, trusted: bool = False) -> Decomposable:
@@ -172,51 +199,6 @@ def _row(module: nn.Module, names: tuple[str, ...], use: Use | None = None, *, t
 def _outline(spec: LayerSpec) -> str:
     extent = f", {'x'.join(map(str, spec.extent))}" if spec.extent else ""
     return f"{spec.inputs} -> {spec.outputs}{extent}{f', {spec.groups} groups' if spec.groups > 1 else ''}"
-
-
-def _trusted(capture: Capture, modules: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Layers whose own forward is their base class's on the example inputs, and on smaller ones."""
-    own = {name: module for name, module in modules.items() if isinstance(read_spec(module), Refusal)}
-    unsure = {name: module for name, module in own.items() if not isinstance(read_spec(module, trust_forward=True), Refusal)}
-    seen = _first_inputs(capture, unsure) if unsure else {}
-    return frozenset(name for name, example in seen.items() if all(acts_as_base(unsure[name], x) for x in (example, _cropped(example))))
-
-
-def _first_inputs(capture: Capture, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        return lambda _, arguments: seen.setdefault(name, arguments[0].detach().clone()) if arguments else None
-
-    flat = capture.flat_inputs()
-    args, kwargs = pytree.tree_unflatten(copied(flat), capture.in_spec)
-    with untouched(capture.model, flat), plain_execution(capture.model, flat):
-        for name, module in modules.items():
-            module.register_forward_pre_hook(watch(name))
-        capture.model(*args, **kwargs)
-    return seen
-
-
-def _cropped(example: Tensor) -> Tensor:
-    """An input one position shorter in each spatial direction, on which padding that depends on the size shows."""
-    inner = tuple(slice(None, -1) if size > 1 else slice(None) for size in example.shape[2:])
-    return example[(slice(None), slice(None), *inner)] if example.dim() > 2 else example
-
-
-def acts_as_base(module: nn.Module, example: Tensor) -> bool:
-    """Check on an input whether a subclass computes exactly what its base class would with the same settings.
-
-    True for a subclass that pads in front of the convolution only where its padding is empty at this input size.
-    """
-    base = base_class(module)
-    if base is None:
-        return False
-    try:
-        with torch.no_grad():
-            ours, plain = module(example), base.forward(module, example)
-    except RuntimeError:
-        return False
-    return bool(isinstance(ours, Tensor) and ours.shape == plain.shape and torch.equal(ours, plain))
 
 
 def replace_layers(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:

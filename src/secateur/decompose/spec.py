@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from secateur.decompose.linear_maps import holds_matrix, inputs_first
+
 Pairs = tuple[int, ...]
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -64,6 +66,8 @@ class LayerSpec:
     padding_mode: str = "zeros"
     transposed: bool = False
     bias: bool = False
+    inputs_first: bool = False
+    """Whether a linear layer's weight has the shape ``(in, out)``, as other classes than torch's may store it."""
 
     @property
     def group_inputs(self) -> int:
@@ -144,22 +148,22 @@ def base_class(module: nn.Module) -> type[nn.Module] | None:
 def read_spec(module: nn.Module, *, trust_forward: bool = False) -> LayerSpec | Refusal:
     """Read a layer's settings, or say why they do not tell what it computes.
 
-    With `trust_forward` a subclass that overrides `forward` is read as its base class: for callers who have checked that it acts as one.
+    With `trust_forward` a subclass that overrides `forward` is read as its base class, and a module of any class that multiplies by the one
+    matrix that it holds as a linear layer: for callers who have checked that it acts as one.
     """
     base = base_class(module)
-    if base is None:
+    if base is None and not holds_matrix(module):
         return Refusal(f"{type(module).__name__} is neither a linear nor a convolution layer")
     reason = _obstacle(module, base, trust_forward=trust_forward)
     if reason is not None:
         return Refusal(reason)
+    if base is None:
+        return _read_linear_map(module)
     return _read_linear(module) if isinstance(module, nn.Linear) else _read_convolution(module)
 
 
-def _obstacle(module: nn.Module, base: type[nn.Module], *, trust_forward: bool) -> str | None:
+def _obstacle(module: nn.Module, base: type[nn.Module] | None, *, trust_forward: bool) -> str | None:
     name = type(module).__name__
-    overridden = [
-        method for method in ("forward", "_conv_forward") if getattr(type(module), method, None) is not getattr(base, method, None)
-    ]
     weight = getattr(module, "weight", None)
     reasons = {
         "its weight has no values yet": isinstance(weight, nn.UninitializedParameter) or (isinstance(weight, Tensor) and weight.is_meta),
@@ -168,14 +172,32 @@ def _obstacle(module: nn.Module, base: type[nn.Module], *, trust_forward: bool) 
         "it carries forward hooks, which would be lost": bool(module._forward_hooks or module._forward_pre_hooks),
         # Multi-head attention reads this attribute of its output projection instead of calling it.
         f"{name} is read by its parent through its weight, which factors do not have": name == "NonDynamicallyQuantizableLinear",
-        f"{name} overrides {' and '.join(overridden)} of {base.__name__}, so its settings do not tell what it computes": bool(overridden)
-        and not trust_forward,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), None if trust_forward else _doubt(module, base))
+
+
+def _doubt(module: nn.Module, base: type[nn.Module] | None) -> str | None:
+    """Say why a module's class does not tell what it computes, if it does not."""
+    name = type(module).__name__
+    if base is None:
+        return f"{name} is a class of its own and was not seen to compute a product with its weight alone, in evaluation and in training"
+    overridden = [
+        method for method in ("forward", "_conv_forward") if getattr(type(module), method, None) is not getattr(base, method, None)
+    ]
+    told = f"{name} overrides {' and '.join(overridden)} of {base.__name__}, so its settings do not tell what it computes"
+    return told if overridden else None
 
 
 def _read_linear(module: nn.Linear) -> LayerSpec:
     return LayerSpec(module.in_features, module.out_features, bias=module.bias is not None)
+
+
+def _read_linear_map(module: Any) -> LayerSpec | Refusal:
+    first = inputs_first(module)
+    if first is None:
+        return Refusal(f"{type(module).__name__} does not multiply its input by its weight")
+    inputs, outputs = module.weight.shape if first else reversed(module.weight.shape)
+    return LayerSpec(inputs, outputs, bias=getattr(module, "bias", None) is not None, inputs_first=first)
 
 
 def _read_convolution(module: Any) -> LayerSpec:
@@ -196,28 +218,28 @@ def _read_convolution(module: Any) -> LayerSpec:
 
 def to_kernel(weight: Tensor, spec: LayerSpec) -> Tensor:
     """View a layer's weight as `(groups, out, in, *extent)`."""
-    if spec.transposed:
+    if spec.transposed or spec.inputs_first:
         return weight.reshape(spec.groups, spec.group_inputs, spec.group_outputs, *spec.extent).transpose(1, 2)
     return weight.reshape(spec.groups, spec.group_outputs, spec.group_inputs, *spec.extent)
 
 
 def to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
     """Turn `(groups, out, in, *extent)` into the shape of the layer's weight."""
-    if spec.transposed:
+    if spec.transposed or spec.inputs_first:
         return kernel.transpose(1, 2).reshape(spec.inputs, spec.group_outputs, *spec.extent).contiguous()
     return kernel.reshape(spec.outputs, spec.group_inputs, *spec.extent).contiguous()
 
 
 def weight_shape(spec: LayerSpec) -> tuple[int, ...]:
     """Return the shape of the layer's weight."""
-    widths = (spec.inputs, spec.group_outputs) if spec.transposed else (spec.outputs, spec.group_inputs)
+    widths = (spec.inputs, spec.group_outputs) if spec.transposed or spec.inputs_first else (spec.outputs, spec.group_inputs)
     return (*widths, *spec.extent)
 
 
 def build(spec: LayerSpec, kernel: Tensor, bias: Tensor | None, *, trainable: bool = True) -> nn.Module:
     """Build the plain layer that a spec describes, with the given kernel and bias."""
     module: Any = _bare_linear(spec) if not spec.extent else _bare_convolution(spec)
-    module.weight = nn.Parameter(to_weight(kernel, spec), requires_grad=trainable)
+    module.weight = nn.Parameter(to_weight(kernel, replace(spec, inputs_first=False)), requires_grad=trainable)
     module.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=trainable)
     built: nn.Module = module
     return built

@@ -43,7 +43,8 @@ class SVD:
         inner = spec.groups * rank[0]
         if spec.transposed:
             return {"reduce": spec.pointwise(spec.inputs, inner), "expand": replace(spec, inputs=inner)}
-        return {"reduce": replace(spec, outputs=inner, bias=False), "expand": spec.pointwise(inner, spec.outputs, bias=spec.bias)}
+        reduce = replace(spec, outputs=inner, bias=False, inputs_first=False)
+        return {"reduce": reduce, "expand": spec.pointwise(inner, spec.outputs, bias=spec.bias)}
 
     def unfoldings(self, kernel: Tensor) -> tuple[Tensor, ...]:
         return (kernel.flatten(2),)

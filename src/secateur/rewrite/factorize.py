@@ -8,7 +8,7 @@ are the factors themselves, as weights of the smaller model; loading replays the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from secateur.decompose import (
 )
 from secateur.decompose.factors import Decomposition, Factorized, check, decompose
 from secateur.decompose.linalg import compose
-from secateur.decompose.spec import LayerSpec, Refusal, build, read_spec, to_kernel, to_weight, weight_shape
+from secateur.decompose.spec import LayerSpec, Refusal, base_class, build, read_spec, to_kernel, to_weight, weight_shape
 from secateur.errors import PlanError, ProofError, SelectionError
 from secateur.plan import Factorize, did_you_mean
 
@@ -218,19 +218,33 @@ def unfitting_factor(model: nn.Module, edits: Sequence[Factorize]) -> str | None
 def with_recomposed(model: nn.Module, factorized: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy of a model whose layers have the weights that factors recompose to, and these weights in float64 by name.
 
-    The copy's own weights have the layers' dtype, since it has to run.
+    The copy's own weights have the layers' dtype, since it has to run. A layer whose class knows no bias, where its factors have one, is a
+    plain linear layer in the copy.
     """
     exact: dict[str, Tensor] = {}
     model = duplicate(model)
     for name in layers:
         layer: Any = model.get_submodule(name)
         weight, bias = recomposed(layer, factorized.get_submodule(name))
+        if bias is not None and base_class(layer) is None and getattr(layer, "bias", None) is None:
+            layer, weight = _plain(layer, weight)
+            replace_layers(model, {name: layer})
         exact[f"{name}.weight"] = weight
         layer.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
         if bias is not None:
             exact[f"{name}.bias"] = bias
             layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
     return model, exact
+
+
+def _plain(layer: nn.Module, weight: Tensor) -> tuple[nn.Module, Tensor]:
+    """The plain linear layer for one of another class, and a weight as that holds it."""
+    spec = read_spec(layer, trust_forward=True)
+    assert isinstance(spec, LayerSpec)
+    assert isinstance(layer.weight, Tensor)
+    kernel = to_kernel(weight, spec)
+    plain = build(spec, kernel.to(layer.weight.dtype), None, trainable=False).train(layer.training)
+    return plain, to_weight(kernel, replace(spec, inputs_first=False))
 
 
 def factor_bias_names(factorized: nn.Module, layers: Sequence[str]) -> dict[str, str]:

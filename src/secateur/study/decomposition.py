@@ -153,5 +153,5 @@ def _reasons(refused: Mapping[str, str]) -> tuple[str, ...]:
     """One note a reason, with the layers that it holds for."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in refused.items():
-        by_reason[reason].append(name)
+        by_reason[reason].append(name or "the model itself")
     return tuple(f"not factorized: {', '.join(names)}: {reason}" for reason, names in by_reason.items())

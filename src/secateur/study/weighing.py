@@ -52,7 +52,7 @@ def ranks_of(layer: nn.Module, row: Decomposable, curve: Curve, of: Measure) -> 
     kept = _efficient(curve.errors.costs, curve.errors.errors)
     entries = tuple(curve.points[place] for place in kept)
     first, middle, last, both = np.array([_parts(spec, entry, row, of) for entry in entries], dtype=np.float64).T
-    return Ranks(entries, curve.errors.errors[kept], first, middle, last, both, in_dim=0 if spec.transposed else 1)
+    return Ranks(entries, curve.errors.errors[kept], first, middle, last, both, in_dim=0 if spec.transposed or spec.inputs_first else 1)
 
 
 def _efficient(costs: NDArray[np.int64], losses: Numbers) -> NDArray[np.int64]:

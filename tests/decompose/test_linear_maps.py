@@ -77,6 +77,13 @@ class Single(Own):
         return (x.float() @ self.weight.float() + self.bias.float()).to(x.dtype)
 
 
+class Shifted(Own):
+    """Takes something to add."""
+
+    def forward(self, x, shift=0):
+        return super().forward(x) + shift
+
+
 class Masked(Own):
     """Holds a tensor besides, which factors would lose."""
 
@@ -147,7 +154,13 @@ class Holders(nn.Module):
         self.plain, self.twice, self.read, self.tied, self.wide = (Own() for _ in range(5))
         self.copy = Own()
         self.copy.weight = self.tied.weight
-        self.dropped, self.masked, self.computed, self.hooked = Dropped(), Masked(), parametrizations.weight_norm(Own()), Own()
+        self.shifted, self.dropped, self.masked, self.computed, self.hooked = (
+            Shifted(),
+            Dropped(),
+            Masked(),
+            parametrizations.weight_norm(Own()),
+            Own(),
+        )
         self.hooked.register_forward_hook(lambda module, args, output: output * 2)
         self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
         self.recurrent = nn.GRU(16, 16, batch_first=True)
@@ -155,7 +168,7 @@ class Holders(nn.Module):
 
     def forward(self, numbers):
         x = self.twice(self.twice(self.plain(self.table(numbers)))) @ self.read.weight
-        x = self.hooked(self.computed(self.masked(self.dropped(self.copy(self.tied(self.read(x)))))))
+        x = self.hooked(self.computed(self.masked(self.shifted(self.dropped(self.copy(self.tied(self.read(x)))), 1))))
         x = self.recurrent(self.attention(x, x, x, need_weights=False)[0])[0]
         return self.wide(x=x) @ self.matrix[1] @ self.table.weight.T
 
@@ -178,6 +191,7 @@ def test_layers_of_any_class_are_listed_with_their_methods(listed):
     [
         ("read", "read by the model itself"),
         ("tied", "shared with copy.weight"),
+        ("shifted", "not seen to compute a product"),
         ("dropped", "in evaluation and in training"),
         ("computed", "other values than those of its weight"),
         ("hooked", "hooks"),

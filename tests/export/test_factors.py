@@ -181,17 +181,26 @@ def test_the_same_plan_and_data_give_the_same_factors(made: dict[str, tuple[Resu
     assert "the factors are fitted to other calibration data than the plan was made with" in other.notes
 
 
-class InputsFirst(nn.Module):
-    """A layer of no class of torch's: it multiplies by a weight ``(in, out)``."""
+class Bare(nn.Module):
+    """A layer of no class of torch's: it multiplies by a weight ``(in, out)`` and knows no bias."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
-        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x @ self.weight
-        return x if self.bias is None else x + self.bias
+        return x @ self.weight
+
+
+class Biased(Bare):
+    """The same with a bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.bias
 
 
 class Perceptron(nn.Module):
@@ -199,7 +208,7 @@ class Perceptron(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.square, self.last = InputsFirst(16, 16, bias=False), InputsFirst(16, 16), InputsFirst(16, 12)
+        self.first, self.square, self.last = Bare(16, 16), Biased(16, 16), Biased(16, 12)
         self.again = self.square
 
     def forward(self, x: Tensor) -> Tensor:

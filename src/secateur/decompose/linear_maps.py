@@ -52,11 +52,12 @@ def acts_as_linear_map(module: nn.Module, example: Tensor) -> bool:
         return False
     draw = _drawing(like)
     trials = [example.detach().to(draw(0)), 100 * draw(*example.shape), draw(*(1,) * (example.dim() - 1), example.shape[-1])]
-    answers = []
+    matrix, bias = 3 * draw(*like.shape), draw(like.shape[1 if first else 0])
     for training in (False, True):
         module.train(training)
-        answers += [_multiplies(module, x, 3 * draw(*like.shape), draw(like.shape[1 if first else 0]), first) for x in trials]
-    return all(answers)
+        if not all(_multiplies(module, x, matrix, bias, first) for x in trials):
+            return False
+    return True
 
 
 def _drawing(like: Tensor) -> Callable[..., Tensor]:

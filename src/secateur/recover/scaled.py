@@ -19,11 +19,10 @@ from secateur.recover.paired import Steps
 from secateur.recover.pairs import Places
 from secateur.recover.readers import Reader, shape
 from secateur.recover.recovery import Change
-from secateur.recover.spread import visible
 from secateur.rewrite import Cut, Slices
 from secateur.rewrite.graph import rewrite_graph
 from secateur.score.batches import Batch
-from secateur.score.products import Product, product_at
+from secateur.score.products import Product, product_at, visible
 from secateur.score.ranks import summed
 
 _NORMS = ("aten.layer_norm", "aten.rms_norm")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from secateur.capture.calls import arguments
 from secateur.groups.fields import Labels
 from secateur.recover.heads import Mixing, Product, laid_out
 from secateur.recover.paired import Steps
 from secateur.recover.readers import shape
 from secateur.rewrite import Cut
 from secateur.score.batches import Batch
+from secateur.score.products import visible
 from secateur.score.ranks import summed
 
 
@@ -93,15 +93,3 @@ def _operands(products: Sequence[Product], mixings: Sequence[Mixing]) -> Iterato
             yield _Operand(product.node, side, product.operands[side], *heads.rows.shape)
     for mix in mixings:
         yield _Operand(mix.node, 2, mix.node, *mix.columns.shape)
-
-
-def visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:
-    """1 for tokens that the mask of attention lets some query see, 0 for others, as padding: ``(lead, tokens)``."""
-    given = arguments(node).get("attn_mask")
-    mask = inputs.get(given) if isinstance(given, fx.Node) else None
-    if mask is None or mask.shape[-1] != operand.shape[-2]:
-        return None
-    seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-2)
-    if seen.ndim > 1 and seen.shape[-2] != 1 and seen.shape[-2] != operand.shape[-3]:
-        seen = seen.any(-2, keepdim=True)
-    return seen.expand(*operand.shape[:-2], seen.shape[-1]).flatten(0, -2).to(operand)

@@ -13,7 +13,9 @@ from secateur.groups.group import ChannelGroup, Member
 from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, precise
+from secateur.score.logits import Logits
 from secateur.score.observer import Call, Observer
+from secateur.score.products import product_at
 from secateur.score.ranks import summed, total
 from secateur.score.reading import Reading, readings, rows
 
@@ -36,7 +38,9 @@ class OBS:
     two channels that say the same one goes for nothing and the other then costs what both are worth. The score is the largest
     error up to the step in which a channel goes. Convolutions count by the covariance of their channels, for all taps. With
     ``weighted`` each output counts by how much the model's outputs depend on it, so that scores of different layers compare.
-    A query and key neuron has E[q_c^2] E[k_c^2]. Needs data; goes with :class:`~secateur.Refit`.
+    A pair of query and key neurons has the error of the scores Q K^T once it is gone and the queries that stay are fitted anew, head
+    by head, for queries and keys that are drawn independently; pairs go one at a time as well. Needs data; goes with
+    :class:`~secateur.Refit`.
 
     Hassibi, Stork, NIPS 1992; Kurtic, Frantar, Alistarh, ZipLM, NeurIPS 2023.
     """
@@ -57,11 +61,14 @@ class OBS:
 
     def observers(self, group: ChannelGroup, solution: Solution, combine: Combine) -> Sequence[Observer]:
         """One observer for each call that reads the channels."""
-        found: list[Observer] = []
-        for reading in readings(group, solution):
-            kind = Weighted if self.weighted and reading.weight is not None else Covariance
-            found.append(kind(reading, group, solution))
-        return found
+        return [self._observer(reading, group, solution) for reading in readings(group, solution)]
+
+    def _observer(self, reading: Reading, group: ChannelGroup, solution: Solution) -> Observer:
+        if reading.weight is not None:
+            return (Weighted if self.weighted else Covariance)(reading, group, solution)
+        product = product_at(reading.node)
+        logits = None if product is None else Logits(reading.node, product, group, solution)
+        return Covariance(reading, group, solution) if logits is None or logits.channels is None else logits
 
     @staticmethod
     def memory_gib(groups: Iterable[ChannelGroup], solution: Solution) -> float:

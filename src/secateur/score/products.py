@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from secateur.capture.calls import arguments
 from secateur.capture.capture import Fact
+from secateur.groups.group import ChannelGroup
+from secateur.groups.solve import Solution
+from secateur.score.places import numbers, place_of
 
 
 @dataclass(frozen=True)
@@ -84,3 +88,27 @@ def _order(own: str, other: str, made: str, batch: Sequence[str]) -> tuple[int, 
 def _rank(node: fx.Node) -> int:
     fact = node.meta.get("fact")
     return len(fact.shape) if isinstance(fact, Fact) else 0
+
+
+def neurons_of(product: Product, group: ChannelGroup, solution: Solution) -> Tensor | None:
+    """The channel of each query neuron, in the shape of the queries without the tokens; ``None`` where tokens differ in it.
+
+    Of size 1 where it does not change, -1 for other groups' neurons.
+    """
+    place = place_of(product.query, numbers(group, solution), solution)
+    if place is None:
+        return None
+    channels = torch.as_tensor(place.channels).permute(product.query_order)
+    return channels.squeeze(-2) if channels.shape[-2] == 1 else None
+
+
+def visible(node: fx.Node, inputs: Mapping[fx.Node, Tensor], operand: Tensor) -> Tensor | None:
+    """1 for tokens that the mask of attention lets some query see, 0 for others, as padding: ``(lead, tokens)``."""
+    given = arguments(node).get("attn_mask")
+    mask = inputs.get(given) if isinstance(given, fx.Node) else None
+    if mask is None or mask.shape[-1] != operand.shape[-2]:
+        return None
+    seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-2)
+    if seen.ndim > 1 and seen.shape[-2] != 1 and seen.shape[-2] != operand.shape[-3]:
+        seen = seen.any(-2, keepdim=True)
+    return seen.expand(*operand.shape[:-2], seen.shape[-1]).flatten(0, -2).to(operand)

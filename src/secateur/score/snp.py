@@ -16,8 +16,8 @@ from secateur.groups.solve import Solution
 from secateur.score.combine import Combine, Part
 from secateur.score.evidence import Evidence, precise
 from secateur.score.observer import Call, Observer
-from secateur.score.places import numbers, place_of, product_nodes
-from secateur.score.products import Product, product_at
+from secateur.score.places import product_nodes
+from secateur.score.products import Product, neurons_of, product_at
 from secateur.score.ranks import summed
 from secateur.score.tiles import cosines, pair_sums
 
@@ -79,7 +79,7 @@ class ScoreTerms:
 
     def __init__(self, node: fx.Node, product: Product, group: ChannelGroup, solution: Solution, gamma: int | float) -> None:
         self.node = node
-        self.channels = _channels_of(product, group, solution)
+        self.channels = neurons_of(product, group, solution)
         """The channel of each query neuron: the shape of the queries without the tokens, of size 1 where it does not change."""
         self._product = product
         self._gamma = gamma
@@ -105,14 +105,6 @@ class ScoreTerms:
         """Scores averaged over samples, and over heads where these share a channel."""
         seen = torch.nonzero(self._count).flatten()
         return [(seen.numpy(), self._total[seen] / self._count[seen])] if seen.numel() else []
-
-
-def _channels_of(product: Product, group: ChannelGroup, solution: Solution) -> Tensor | None:
-    place = place_of(product.query, numbers(group, solution), solution)
-    if place is None:
-        return None
-    channels = torch.as_tensor(place.channels).permute(product.query_order)
-    return channels.squeeze(-2) if channels.shape[-2] == 1 else None
 
 
 def pair_scores(query: Tensor, key: Tensor, gamma: int | float) -> Tensor:

@@ -62,12 +62,11 @@ def test_each_layer_goes_the_way_that_suits_it(mixed: Study) -> None:
     assert Plan.from_json(result.plan.to_json()) == result.plan
 
 
-@pytest.mark.parametrize("target", [sc.Target(macs=0.9), sc.Target(parameters=0.6), sc.Target(macs=0.25)], ids=str)
+@pytest.mark.parametrize("target", [sc.Target(macs=0.9), sc.Target(parameters=0.6), sc.Target(bytes=0.6), sc.Target(macs=0.25)], ids=str)
 def test_targets_are_met(mixed: Study, target: sc.Target) -> None:
     plan = sc.Cheaper().plan(mixed, target, DATA, samples=256)
     result = sc.apply(mixed, plan, data=DATA, samples=256)
-    of = "macs" if target.macs is not None else "parameters"
-    share = getattr(result.after, of) / getattr(result.before, of)
+    share = getattr(result.after, target.quantity) / getattr(result.before, target.quantity)
     assert target.fraction - 0.1 < share <= target.fraction
 
 
@@ -82,8 +81,8 @@ def test_layers_to_leave_alone_keep_channels_and_rank(mixed: Study) -> None:
         ({"data": None}, "needs calibration data"),
         ({"data": DATA, "ratio": 0.3}, "leave out ratio"),
         ({"data": DATA, "criterion": sc.L2(), "heads": 0.5}, "leave out heads, criterion"),
-        ({"data": DATA, "target": sc.Target(latency=0.5)}, "for a target of MACs or parameters"),
-        ({"data": DATA, "decompose": sc.Cheaper(sc.Decompose(rank=3))}, "for a target of MACs or parameters"),
+        ({"data": DATA, "target": sc.Target(latency=0.5)}, "for a target of MACs, parameters or bytes"),
+        ({"data": DATA, "decompose": sc.Cheaper(sc.Decompose(rank=3))}, "for a target of MACs, parameters or bytes"),
         ({"data": DATA, "target": sc.Target(macs=0.001)}, "so cheap"),
     ],
 )
@@ -167,3 +166,21 @@ def test_a_choice_stays_within_the_budget_and_near_the_best(mixed: Study, seed: 
     assert found in tried
     assert found.cost <= allowed
     assert found.loss <= 1.5 * min(choice.loss for choice in tried if choice.cost <= allowed)
+
+
+def test_bytes_left_are_predicted_and_measured(mixed: Study) -> None:
+    """What batch norms and others hold beside weights counts, as it does for a target of widths."""
+    model = nn.Sequential(nn.Linear(24, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 24), nn.Linear(24, 5)).eval()
+    found = study(model, DATA[:2])
+    result = sc.apply(found, sc.Cheaper().plan(found, sc.Target(bytes=0.5), DATA), data=DATA)
+    assert 0.45 < result.after.bytes / result.before.bytes <= 0.5
+
+
+def test_ranks_are_found_for_bytes_of_what_is_left(mixed: Study) -> None:
+    whole = mixed.plan_decomposition(target=sc.Target(bytes=0.5), data=DATA)
+    left = mixed.after(mixed.plan(ratio=0.2)).plan_decomposition(target=sc.Target(bytes=0.5), data=DATA)
+    for plan in (whole, left):
+        result = sc.apply(mixed, plan, data=DATA)
+        assert 0.45 < result.after.bytes / result.before.bytes <= 0.5
+        told = next(note for note in plan.settings["notes"] if note.startswith("target 50.0%"))
+        assert abs(float(told.split("predicted ")[1].rstrip("%")) / 100 - result.after.bytes / result.before.bytes) < 0.002

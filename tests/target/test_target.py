@@ -325,7 +325,7 @@ def test_a_prediction_out_of_reach_is_no_verdict(monkeypatch: pytest.MonkeyPatch
 
 def test_a_latency_is_of_the_dense_model_and_not_of_ranks() -> None:
     found = deep(depth=2)
-    with pytest.raises(SelectionError, match="MACs or parameters"):
+    with pytest.raises(SelectionError, match="MACs, parameters or bytes"):
         found.plan_decomposition(target=Target(latency=0.5))
     with pytest.raises(SelectionError, match="beside the dense model"):
         found.after(found.plan(ratio=0.5)).plan(target=Target(latency=0.2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -42,8 +42,8 @@ class Cheaper:
     model's outputs depend on them. One price on cost decides: at it each group takes the number of channels and each layer the rank at
     which loss and cost together are least, given the others, until nothing changes. A layer can lose channels and be factorized too.
 
-    Needs calibration data and a target of MACs or parameters. Groups that something else reads than plain layers, such as queries and
-    keys, keep their channels.
+    Needs calibration data and a target of MACs, parameters or bytes. Groups that something else reads than plain layers, such as
+    queries and keys, keep their channels.
 
     >>> Cheaper().decompose.fit
     'inputs'
@@ -66,8 +66,8 @@ class Cheaper:
         held = calibration(study.capture, data, samples)
         if held is None:
             raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
-        if target.quantity not in ("macs", "parameters") or self.decompose.rank is not None:
-            raise SelectionError(f"{self} finds channels and ranks for a target of MACs or parameters: give that alone.")
+        if target.quantity == "latency" or self.decompose.rank is not None:
+            raise SelectionError(f"{self} finds channels and ranks for a target of MACs, parameters or bytes: give that alone.")
         weighing, notes = _weighing(study, self.decompose, target, held, exclude)
         return _Chosen(study, self.decompose, target, held, exclude, between, weighing, notes).plan()
 
@@ -93,7 +93,7 @@ class _Chosen:
             pruned = self._pruned(choice)
             left = self.study.after(pruned, data=self.held, between=self.between) if pruned.edits else self.study
             layers = self._factorized(choice)
-            share = (left.macs.total if self.target.macs is not None else left.parameters) / total
+            share = left.taken[self.target.quantity] / self.study.taken[self.target.quantity]
             if layers and share > self.target.fraction:
                 return self._noted(self._ranked(left, layers), choice)
             if share <= self.target.fraction:
@@ -145,7 +145,7 @@ def _weighing(
     more = [name for name in layers_of(study.model, groups, study.decomposable) if name not in seen.moments]
     seen = replace(seen, moments={**seen.moments, **input_moments(study.model, more, held)})
     removals = {group.name: removal_of(study.model, group, study.decomposable, seen) for group in groups}
-    budget = Budget.of_target(target, target, study.macs.total, study.parameters)
+    budget = study.budget(target)
     found = {row.name: curve_of(study.model, row, wish, budget.of, seen) for row in rows if row.methods}
     curves = {name: curve for name, curve in found.items() if isinstance(curve, Curve)}
     by_name = {row.name: row for row in rows}
@@ -153,7 +153,7 @@ def _weighing(
         _leaf_name(study, by_name[name]): ranks_of(study.model.get_submodule(name), by_name[name], curve, budget.of)
         for name, curve in coherent_curves(study.model, by_name, curves, seen).items()
     }
-    weights = _weights(study, target)
+    weights = _weights(study, target, budget)
     plain = {name: removal for name, removal in removals.items() if isinstance(removal, Removal)}
     kept = coherent_removals(study.model, plain, study.decomposable, seen)
     whole = {name: removal.reason for name, removal in removals.items() if isinstance(removal, Refusal)}
@@ -166,6 +166,9 @@ def _leaf_name(study: Study, row: Decomposable) -> str:
     return next(name for name in (f"{own}.weight" for own in row.names) if name in study.weights)
 
 
-def _weights(study: Study, target: Target) -> dict[str, float]:
-    costs: Any = study.macs.by_weight if target.macs is not None else {n: t.numel() for n, t in study.weights.items()}
-    return {name: float(cost) for name, cost in costs.items() if study.weights[name].ndim > 1}
+def _weights(study: Study, target: Target, budget: Budget) -> dict[str, float]:
+    """What each weight costs, in the budget's unit."""
+    unit = study.taken[target.quantity] / budget.total
+    costs = {"macs": study.macs.by_weight, "bytes": {n: t.nbytes for n, t in study.weights.items()}}
+    found = costs.get(target.quantity) or {n: t.numel() for n, t in study.weights.items()}
+    return {name: float(cost) / unit for name, cost in found.items() if study.weights[name].ndim > 1}

@@ -29,10 +29,14 @@ class Budget:
     allowed: float
 
     @classmethod
-    def of_target(cls, target: Target, within: Target, macs: int, parameters: int) -> Budget:
-        """The budget of a target for the dense model, where ``within`` is the same for the model as it is."""
-        total = macs if target.macs is not None else parameters
-        return cls(target, "macs" if target.macs is not None else "params", total, within.fraction * total)
+    def of_target(cls, target: Target, within: Target, taken: int, unit: int) -> Budget:
+        """The budget of a target for the dense model, where ``within`` is the same for the model as it is.
+
+        Args:
+            taken: what the model as it is takes of the target's quantity.
+            unit: what one element of a factor takes.
+        """
+        return cls(target, "macs" if target.macs is not None else "params", -(-taken // unit), within.fraction * taken / unit)
 
 
 def within_budget(

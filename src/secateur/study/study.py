@@ -34,7 +34,7 @@ from secateur.study.decomposition import choose_factors
 from secateur.study.rank_budget import Budget
 from secateur.study.stages import Between, stages
 from secateur.study.wish import USUAL, Decompose, RankChoice
-from secateur.target import Candidates, PredictedLatency, Reached, Runtime, Target, closest, reach
+from secateur.target import Candidates, PredictedLatency, Quantity, Reached, Runtime, Target, closest, reach
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Start:
     """What was planned for the dense model so far, and what that model takes."""
 
     plan: Plan
-    macs: int
-    parameters: int
+    taken: Mapping[Quantity, int]
+    """MACs, parameters and bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +204,7 @@ class Study:
             rank: the rank of every layer, or by name or glob: a number, a number for each mode (Tucker: in, out), or a rule such as
                 ``ByRatio``, ``ByEnergy`` or ``ByVBMF``, which is the default. A layer that a name asks for must come out cheaper;
                 one that a glob or a rule for all reaches stays as it is otherwise, and a note says why.
-            target: what may remain of the model's MACs or parameters; the ranks of all layers are chosen together for the least error.
+            target: what may remain of the model's MACs, parameters or bytes; all ranks are chosen together for the least error.
             exclude: layers to leave alone: names, globs, types or predicates.
             data: calibration data. Ranks for a target then weigh errors of outputs, and factors are fitted to them.
             fit: ``"weights"``, ``"inputs"`` or ``"sequential"``; by default ``"inputs"`` where there are data.
@@ -226,13 +226,13 @@ class Study:
             >>> sc.study(model, torch.randn(1, 3, 8, 8)).plan_decomposition(sc.Tucker(), rank={"2": (8, 8)}).factorizations[0].rank
             (8, 8)
         """
-        if target is not None and target.quantity not in ("macs", "parameters"):
+        if target is not None and target.quantity == "latency":
             raise SelectionError(
-                "Ranks are found for a target of MACs or parameters. Give one of these, and see the latency in the result."
+                "Ranks are found for a target of MACs, parameters or bytes. Give one of these, and see the latency in the result."
             )
         held = calibration(self.capture, data, samples)
         wish = Decompose(method, rank, fit, correct_bias, round_to, accept_dearer, weighted, timed, strict)
-        budget = None if target is None else Budget.of_target(target, self._within(target), self.macs.total, self.parameters)
+        budget = None if target is None else self.budget(target)
         edits, notes = choose_factors(self.capture, self.decomposable, wish, exclude=exclude, budget=budget, held=held)
         told = replace(wish, weighted=any(edit.weighted for edit in edits)).to_json(target, held)
         return self._planned(edits, {**_versions(), "decomposition": told, "notes": list(notes)})
@@ -241,6 +241,17 @@ class Study:
     def parameters(self) -> int:
         """Elements of the parameters that the graph reads."""
         return sum(t.numel() for t in self.weights.values() if isinstance(t, nn.Parameter))
+
+    @property
+    def taken(self) -> dict[Quantity, int]:
+        """MACs, elements of parameters, and bytes of all that the graph reads."""
+        return {"macs": self.macs.total, "parameters": self.parameters, "bytes": sum(t.nbytes for t in self.weights.values())}
+
+    def budget(self, target: Target) -> Budget:
+        """What of a target's quantity may remain; bytes are counted in elements of the narrowest weight that factors could replace."""
+        sizes = [self.capture.leaf(f"{row.name}.weight").itemsize for row in self.decomposable if f"{row.name}.weight" in self.weights]
+        unit = min(sizes, default=1) if target.quantity == "bytes" else 1
+        return Budget.of_target(target, self._within(target), self.taken[target.quantity], unit)
 
     @cached_property
     def decomposable(self) -> DecomposableLayers:
@@ -282,15 +293,14 @@ class Study:
         """A target for the dense model as one for what the plan before left of it."""
         if self.start is None:
             return target
-        if target.quantity == "bytes":
-            raise SelectionError("A target of bytes is one of the dense model. Give it to a study of that, before other edits.")
         if target.quantity == "latency":
             raise SelectionError("A target of latency is measured beside the dense model. Give it to a study of that, before other edits.")
-        dense, own = (self.start.macs, self.macs.total) if target.macs is not None else (self.start.parameters, self.parameters)
+        dense, own = self.start.taken[target.quantity], self.taken[target.quantity]
         fraction = target.fraction * dense / max(own, 1)
         if fraction >= 1:
             raise SelectionError(f"{target} is reached already: what was planned before leaves {own / dense:.1%}.")
-        return Target(macs=fraction) if target.macs is not None else Target(parameters=fraction)
+        left: Any = {target.quantity: fraction}
+        return replace(target, **left)
 
     def _planned(self, edits: Sequence[Edit], settings: Mapping[str, Any]) -> Plan:
         """A plan of these edits, after those that were made before."""
@@ -337,7 +347,7 @@ class Study:
         model = self.model
         for stage in stages(self, plan.stages, data=held, between=between):
             model = stage.done.model
-        return self.again(model, Start(plan, self.macs.total, self.parameters))
+        return self.again(model, Start(plan, self.taken))
 
     def _legal(self, allocation: Allocation, asked: tuple[str, ...]) -> Allocation:
         """Give back the channels of groups whose choice would leave some tensor empty or ragged."""

@@ -5,6 +5,18 @@ from secateur.target.latency import Forecast, Stopwatch
 from secateur.target.predicted import PredictedLatency
 from secateur.target.search import Reached, closest, reach
 from secateur.target.sizes import remaining
-from secateur.target.target import Runtime, Target
+from secateur.target.target import Quantity, Runtime, Target
 
-__all__ = ["Candidates", "Forecast", "PredictedLatency", "Reached", "Runtime", "Stopwatch", "Target", "closest", "reach", "remaining"]
+__all__ = [
+    "Candidates",
+    "Forecast",
+    "PredictedLatency",
+    "Quantity",
+    "Reached",
+    "Runtime",
+    "Stopwatch",
+    "Target",
+    "closest",
+    "reach",
+    "remaining",
+]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from score.by_hand import solved
 from secateur.score import OBS, Combine, calibrate, gather, score_groups
-from secateur.score.logits import RIDGE, removal_errors
+from secateur.score.logits import RIDGE, Logits, removal_errors
 
 PLAIN = Combine("average", "none")
 
@@ -104,14 +104,18 @@ def samples() -> Tensor:
     return torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
+def scored(model: nn.Module, x: Tensor) -> Tensor:
+    solution, groups = solved(model, x[:4])
+    group = next(g for g in groups if any(m.tensor == "k.weight" for m in g.members))
+    observed = calibrate(solution, groups, [OBS()], x, combine=PLAIN, samples=None)
+    return score_groups(OBS(), groups, gather(solution, combine=PLAIN, observed=observed))[group.name]
+
+
 @pytest.mark.parametrize("shared", [1, 2])
 def test_only_tokens_that_the_mask_lets_be_seen_count(shared: int) -> None:
     torch.manual_seed(1)
     model, x = Heads(shared).double(), samples()
-    solution, groups = solved(model, x[:4])
-    group = next(g for g in groups if any(m.tensor == "k.weight" for m in g.members))
-    observed = calibrate(solution, groups, [OBS()], x, combine=PLAIN, samples=None)
-    found = score_groups(OBS(), groups, gather(solution, combine=PLAIN, observed=observed))[group.name]
+    found = scored(model, x)
     q, k = (layer(x[:, :3]).detach().unflatten(-1, (-1, 3)).permute(2, 0, 1, 3) for layer in (model.q, model.k))
     q = q.unflatten(0, (2, shared)).flatten(1, 2)
     # A mean over all five tokens of each sample, which is all that differs from one over three.
@@ -119,3 +123,24 @@ def test_only_tokens_that_the_mask_lets_be_seen_count(shared: int) -> None:
     places = [np.array([[0], [1], [2], [3], [3], [3]]), np.array([[3], [3], [3], [0], [1], [2]])]
     expected = removal_errors([(a, b, p) for a, b, p in zip(*grams, places, strict=True)])
     torch.testing.assert_close(found, expected)
+
+
+def test_neurons_of_wide_heads_have_the_product_of_their_energies(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    model, x = Heads().double(), samples()
+    monkeypatch.setattr("secateur.score.logits.WIDEST", 2)
+    q, k = (layer(x).detach().flatten(0, 1).square().mean(0) for layer in (model.q, model.k))
+    torch.testing.assert_close(scored(model, x), q * k)
+
+
+def test_moments_that_are_not_finite_give_scores_that_say_so() -> None:
+    torch.manual_seed(1)
+    model, x = Heads().double(), samples()
+    solution, groups = solved(model, x[:4])
+    group = next(g for g in groups if any(m.tensor == "k.weight" for m in g.members))
+    (seen,) = OBS().observers(group, solution, PLAIN)
+    assert isinstance(seen, Logits)
+    seen._moments += torch.inf
+    seen._counts += 1
+    ((_, scores),) = seen.parts()
+    assert scores.isnan().all()

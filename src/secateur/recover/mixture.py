@@ -38,7 +38,7 @@ class Mixture:
     def __call__(self, values: Tensor) -> Tensor:
         """The product along the last dimension: ``(..., in)`` to ``(..., out)``."""
         found = [self._block(values[..., columns.to(values.device)], entries.to(values)) for columns, entries in self.blocks]
-        return torch.cat(found, -1).index_select(-1, self.order.to(values.device))
+        return torch.cat(found, -1)[..., self.order.to(values.device)]
 
     def _block(self, taken: Tensor, entries: Tensor) -> Tensor:
         single = entries.shape[2] == 1

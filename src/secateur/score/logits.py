@@ -20,6 +20,8 @@ from secateur.score.ranks import summed
 RIDGE = 1e-2
 """Added to second moments, relative to their mean diagonal."""
 _NOTHING = 1e-30
+WIDEST = 256
+"""Neurons of a head up to which pairs go one at a time; the time grows with the fourth power."""
 
 
 class Logits:
@@ -34,6 +36,11 @@ class Logits:
         heads, neurons = self._heads.shape
         self._moments = torch.zeros(2, heads, neurons, neurons, dtype=torch.float64)
         self._counts = torch.zeros(2, heads, dtype=torch.float64)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the neurons of each head are known, and not too many."""
+        return self.channels is not None and self._heads.shape[1] <= WIDEST
 
     def see(self, call: Call) -> None:
         """Add one batch."""
@@ -62,6 +69,8 @@ class Logits:
         if not self._counts.any():
             return ()
         means = self._moments / self._counts.clamp_min(1)[..., None, None]
+        if not means.isfinite().all():
+            return [(np.arange(self._size), torch.full((self._size,), torch.nan, dtype=torch.float64))]
         problems = [(q, k, _places(channels, self._size)) for q, k, channels in zip(*means, self._heads, strict=True)]
         return [(np.arange(self._size), removal_errors(problems))]
 

@@ -170,6 +170,29 @@ def test_a_weight_that_is_computed_is_told_from_one_that_is_not_run(normalised):
     assert "computed from other tensors" in row.reason
 
 
+class FirstOf(nn.Linear):
+    """A subclass that takes a list."""
+
+    def forward(self, xs):
+        return super().forward(xs[0])
+
+
+class Listing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), FirstOf(16, 16)
+
+    def forward(self, x):
+        return self.second([self.first(x)])
+
+
+def test_a_layer_that_takes_no_tensor_stays():
+    found = {row.name: row for row in captured_layers(normalize(record(Listing(), (torch.randn(2, 16),))))}
+    assert found["first"].methods == ("svd",)
+    assert found["second"].methods == ()
+    assert "overrides forward" in found["second"].reason
+
+
 class Standardised(nn.Linear):
     """Computes with another weight, which it makes of its own."""
 

@@ -41,7 +41,7 @@ def seen_in_a_run(capture: Capture, modules: Mapping[str, nn.Module]) -> dict[st
     alone: dict[str, bool] = defaultdict(lambda: True)
 
     def watch(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        if not arguments:
+        if not arguments or not isinstance(arguments[0], Tensor):
             return
         alone[name] = alone[name] and len(arguments) == 1 and not keywords
         found = seen.setdefault(name, Seen(arguments[0].detach().clone()))

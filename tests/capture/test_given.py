@@ -20,15 +20,17 @@ def test_the_public_names_exist() -> None:
     assert all(hasattr(secateur.capture, name) for name in secateur.capture.__all__)
 
 
-def test_recording_goes_first_and_export_for_graphs() -> None:
-    assert capture(ConvNet(), (IMAGE,)).how == "record"
-    assert capture(ConvNet(), (IMAGE,), graph=True).how == "export"
+def test_recording_goes_first_with_open_sizes_for_graphs() -> None:
+    assert not capture(ConvNet(), (IMAGE,)).dynamic
+    opened = capture(ConvNet(), (IMAGE,), graph=True)
+    assert (opened.how, opened.dynamic) == ("record", True)
 
 
 def test_the_other_way_follows_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     found = capture(Branching(), (torch.ones(2, 3),), graph=True)
     assert found.how == "record"
-    assert "torch.export cannot capture the model" in found.notes[0]
+    assert found.notes[0] == "no input size can be left open"
+    assert "torch.export cannot capture the model" in found.notes[1]
 
     def cannot(*_: object) -> None:
         raise CaptureError("not today")

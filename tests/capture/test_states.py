@@ -71,7 +71,7 @@ def test_graphs_of_given_states_are_tried_on_no_other_sizes(monkeypatch: pytest.
     monkeypatch.setattr(probes, "check_states", lambda target, args: seen.append(target))
     graph = fx.Graph()
     graph.output(graph.call_function(aten.relu.default, (graph.placeholder("x"),)))
-    probes.probe_sizes(fx.GraphModule({}, graph), [torch.ones(2)])
+    probes.probe_sizes(fx.GraphModule({}, graph), [torch.ones(2)], None)
     assert aten.relu.default in seen
 
 

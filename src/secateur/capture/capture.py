@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,6 +53,8 @@ class Capture:
     """Every name of each leaf tensor, by the one name that the graph uses."""
     dynamic: bool = False
     """Whether sizes of the inputs stayed symbolic in the graph."""
+    elsewhere: Sequence[Any] | None = None
+    """Flat inputs at which all sizes differ that are open, where the model was recorded at these too."""
     decided: bool = False
     """Whether the recorded run looked at values that depend on the inputs, so that others may make other calls."""
     notes: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from secateur.capture.execution import plain_execution
 from secateur.capture.flat import PREFIX, FlatModel, flatten_inputs, tensors_of
 from secateur.capture.leaves import Leaves
 from secateur.capture.limit import time_limit
+from secateur.capture.open import CLOSED
 from secateur.capture.quietly import quietly
 from secateur.capture.sizes import OpenSizes, Place, open_sizes
 from secateur.capture.transcribe import Transcript
@@ -31,8 +32,6 @@ LONGEST_S = 60.0
 
 LONGEST_IN_DOUBT_S = 20.0
 """The same where the model makes other calls at some sizes."""
-
-CLOSED = "the model runs at other input sizes too, this graph does not; with prefer='module' it keeps its class, and runs there"
 
 Sizes = tuple[dict[int, Any], ...]
 

@@ -16,6 +16,7 @@ from secateur.capture.execution import plain_execution
 from secateur.capture.export import export, transcribed
 from secateur.capture.flat import flatten_inputs
 from secateur.capture.inputs import check_model, check_runs, describe_inputs
+from secateur.capture.open import record_open
 from secateur.capture.record import record
 from secateur.capture.trees import copied, flatten_outputs
 from secateur.capture.untouched import untouched
@@ -36,15 +37,14 @@ def capture(
     """Capture a model on example inputs, and leave it as it was.
 
     A recorded run is fast and takes any control flow; with ``graph`` the result shall be a graph that takes other input sizes
-    too (with ``batch_alone``, other batch sizes), so ``torch.export`` goes first. Either way the other one follows if it fails. An
-    exported program is taken as it is, on its own example inputs if none are given.
+    too (with ``batch_alone``, other batch sizes), so it is recorded at two sizes at once. ``torch.export`` follows if that fails, then
+    what is left. An exported program is taken as it is, on its own example inputs if none are given.
     """
     if isinstance(model, ExportedProgram):
         return given(model, args, kwargs)
     check_model(model)
-    ways: list[Way] = (
-        [partial(export, dynamic=True, batch_alone=batch_alone), record] if graph else [record, partial(export, dynamic=False)]
-    )
+    opened: list[Way] = [partial(record_open, batch_alone=batch_alone), partial(export, dynamic=True, batch_alone=batch_alone), record]
+    ways: list[Way] = opened if graph else [record, partial(export, dynamic=False)]
     failures: list[str] = []
     for way in ways:
         try:

@@ -34,7 +34,7 @@ def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> OpenSizes:
     """
     usual = _calls(run, tensors)
     found, closed = OpenSizes([], [], []), set[Place]()
-    for together in _groups(tensors):
+    for together in groups_of(tensors):
         for group in [together] if len(together) == 1 else [together, *([place] for place in together)]:
             same, others = ([], []) if set(group) & set(found.places) else _elsewhere(run, tensors, group, usual)
             if same:
@@ -46,7 +46,8 @@ def open_sizes(run: FlatModel, tensors: Sequence[Tensor]) -> OpenSizes:
     return found._replace(places=sorted(found.places), closed=sorted(closed - set(found.places)))
 
 
-def _groups(tensors: Sequence[Tensor]) -> list[list[Place]]:
+def groups_of(tensors: Sequence[Tensor]) -> list[list[Place]]:
+    """Dimensions after the first, those of equal size together."""
     groups: dict[int, list[Place]] = {}
     for position, tensor in enumerate(tensors):
         for dim in range(1, tensor.dim()):
@@ -64,19 +65,20 @@ def _elsewhere(
     for factor in (0.5, 2, 1.5):
         if factor == 1.5 and not (same and others):
             break
-        resized = _resized(tensors, group, factor)
-        calls = None if resized is None else _calls(run, resized)
-        if resized is not None and calls is not None:
-            (same if calls == usual else others).append(resized)
+        changed = resized(tensors, group, factor)
+        calls = None if changed is None else _calls(run, changed)
+        if changed is not None and calls is not None:
+            (same if calls == usual else others).append(changed)
     return same, others
 
 
-def _resized(tensors: Sequence[Tensor], group: list[Place], factor: float) -> list[Tensor] | None:
-    resized = list(tensors)
+def resized(tensors: Sequence[Tensor], group: Sequence[Place], factor: float) -> list[Tensor] | None:
+    """The same tensors with more or less along some dimensions; ``None`` where a single position would be left."""
+    found = list(tensors)
     for position, dim in group:
         size = int(tensors[position].shape[dim] * factor)
-        resized[position] = torch.cat([resized[position]] * 2, dim).narrow(dim, 0, size).contiguous()
-    return resized if all(resized[position].shape[dim] > 1 for position, dim in group) else None
+        found[position] = torch.cat([found[position]] * 2, dim).narrow(dim, 0, size).contiguous()
+    return found if all(found[position].shape[dim] > 1 for position, dim in group) else None
 
 
 def _calls(run: FlatModel, tensors: Sequence[Tensor]) -> list[Any] | None:

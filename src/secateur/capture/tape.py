@@ -62,6 +62,10 @@ class Tape:
             self.graph.erase_node(node)
         return result
 
+    def run(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Carry out a call."""
+        return target(*args, **kwargs)
+
     def finish(self, model: nn.Module, outputs: Sequence[Any]) -> fx.GraphModule:
         """Close the graph with its outputs and return the program."""
         self._placed(self.graph.output(tuple(self._operand(leaf) for leaf in outputs)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.dtype, torch.device)
+_PLAIN = (Tensor, int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def detach_writes(graph: fx.Graph, origins: Iterable[fx.Node]) -> None:
 
 
 def close_graph(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], name: str) -> fx.GraphModule:
-    """Drop calls that nobody needs (torch's assertions among them), and return the graph as a program that holds the tensors."""
+    """Drop calls that nobody needs (assertions of torch's own among them), and return the graph as a program that holds the tensors."""
     for node in reversed(graph.nodes):
         if node.op in ("call_function", "get_attr") and not node.users and not _matters_unused(node):
             graph.erase_node(node)
@@ -60,4 +60,9 @@ def close_graph(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], name: str)
 
 def _matters_unused(node: fx.Node) -> bool:
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return is_random or tells_python(node) or bool(node.op == "call_function" and written(node.target, node.args, node.kwargs))
+    return (
+        is_random
+        or node.target is torch._assert
+        or tells_python(node)
+        or bool(node.op == "call_function" and written(node.target, node.args, node.kwargs))
+    )

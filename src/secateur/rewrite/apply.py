@@ -46,6 +46,8 @@ from secateur.rewrite.raising import raise_layers
 from secateur.rewrite.recompose import prove_factorized
 from secateur.rewrite.transfer import transfer
 
+RECORDED = "the graph was recorded and may hold for the sizes of these inputs alone"
+
 Prefer = Literal["auto", "module", "graph"]
 Kind = Literal["module", "graph"]
 
@@ -239,23 +241,28 @@ def _left_aside(source: Capture) -> tuple[str, ...]:
 
 
 def _opened(cut: Cut, seed: int) -> Cut:
-    """The same cut of a capture with open sizes; of the batch size alone where channels are coupled otherwise at other sizes."""
+    """The same cut of a capture with open sizes; with fewer open, where channels are coupled otherwise at other sizes."""
     source = cut.solution.walk.capture
     if source.how == "given":
         return cut
-    ask = partial(capture, source.model, source.args, dict(source.kwargs), graph=True)
-    wide = normalize(ask())
-    if wide.how == "record":
-        _check_elsewhere(wide, seed)
-        wide = replace(wide, notes=(*wide.notes, "the graph was recorded and may hold for the sizes of these inputs alone"))
-    try:
-        return transfer(cut, solve(walk(wide)))
-    except RewriteError as error:
-        if not wide.dynamic:
-            raise
-        narrow = normalize(ask(batch_alone=True))
-        note = f"only the batch size is open, since with other sizes open {error}"
-        return transfer(cut, solve(walk(replace(narrow, notes=(*narrow.notes, note)))))
+    reasons: list[str] = []
+    for batch_alone in (False, True):
+        wide = normalize(capture(source.model, source.args, dict(source.kwargs), graph=True, batch_alone=batch_alone))
+        if wide.how == "record":
+            _check_elsewhere(wide, seed)
+        try:
+            return _transferred(cut, wide, reasons)
+        except RewriteError as error:
+            if not wide.dynamic:
+                raise
+            reasons.append(f"{'the batch size' if batch_alone else 'input sizes'} cannot be open, since then {error}")
+    return _transferred(cut, source, reasons)
+
+
+def _transferred(cut: Cut, target: Capture, reasons: Sequence[str]) -> Cut:
+    """The same cut of another capture, whose notes say what it does not take."""
+    closed = () if target.dynamic or target.how != "record" else (RECORDED,)
+    return transfer(cut, solve(walk(replace(target, notes=(*target.notes, *reasons, *closed)))))
 
 
 def _check_elsewhere(wide: Capture, seed: int) -> None:

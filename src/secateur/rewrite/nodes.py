@@ -49,18 +49,21 @@ def _node_error(cut: Cut, node: fx.Node, want: Tensor, have: Tensor) -> float | 
     return largest_difference(kept.reshape(-1), have.reshape(-1)) / max(largest(want), 1e-300)
 
 
-def first_difference(cut: Cut, program: fx.GraphModule, flat_inputs: Sequence[Any], seed: int) -> str | None:
-    """The first node whose kept values differ between the masked dense graph and its rewritten copy, by name."""
+def first_difference(
+    cut: Cut, program: fx.GraphModule, flat_inputs: Sequence[Any], seed: int, rename: Mapping[str, str] | None = None
+) -> str | None:
+    """The first node whose kept values differ between the masked dense graph and a smaller one, by name.
+
+    Only calls that both make under one name are compared, so the smaller graph has to be in the form of the dense one.
+    """
     dense, _ = proving_leaves(cut.solution.walk.capture, flat_inputs, seed)
-    masked, small = Masked(cut, dense), Double(program, smaller_leaves(cut, dense, program, {}))
-    names = {n.name for n in cut.solution.walk.capture.graph.nodes}
-    if not any(n.name in names for n in program.graph.nodes if n.op == "call_function"):
-        return None
+    masked, small = Masked(cut, dense), Double(program, smaller_leaves(cut, dense, program, rename or {}))
+    targets = {n.name: n.target for n in program.graph.nodes if n.op == "call_function"}
     values = _recorded(masked, flat_inputs)
     found = _recorded(small, flat_inputs)
     for node in cut.solution.walk.capture.graph.nodes:
         want, have = values.get(node.name), found.get(node.name)
-        if node.op == "call_function" and isinstance(want, Tensor) and isinstance(have, Tensor):
+        if targets.get(node.name) == node.target and isinstance(want, Tensor) and isinstance(have, Tensor):
             kept = kept_values(cut, cut.fields(node), want)
             if kept.numel() != have.numel() or largest_difference(kept.reshape(-1), have.reshape(-1)) > 1e-7 * max(largest(want), 1e-300):
                 return f"{node.name} ({node.target}, module {node.meta.get('module') or 'root'})"

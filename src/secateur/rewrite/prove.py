@@ -68,7 +68,7 @@ def prove(
     check_leaves(cut, program, rename or {}, rounded)
     proof = _trials(cut, program, inputs, tolerance, seed, rename or {}, named)
     if not proof.holds:
-        node = first_difference(cut, program, inputs[0], seed)
+        node = first_difference(cut, named() if named else program, inputs[0], seed, rename)
         place = f"; the first node that differs is {node}" if node else ""
         raise ProofError(
             f"the smaller model differs from the masked dense model by {proof.error:.2e} of the output's scale"

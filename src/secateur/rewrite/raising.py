@@ -39,7 +39,7 @@ def raise_layers(program: fx.GraphModule, capture: Capture, computed: Container[
     for node in list(program.graph.nodes):
         if node.op == "call_function":
             raiser.visit(node)
-    program.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n))
+    program.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or _writes(n) or n.target is torch._assert)
     _call_as(program, capture)
     raised = fx.GraphModule(program, program.graph, type(capture.model).__name__)
     _tie(raised, capture)

@@ -37,7 +37,7 @@ def normalize(capture: Capture) -> Capture:
     name_functions(program)
     drop_dead(program)
     if capture.dynamic:
-        probe_sizes(program, capture.flat_inputs())
+        probe_sizes(program, capture.flat_inputs(), capture.elsewhere)
     canonical_names(program)
     if functionalise(program):
         name_windows(program)

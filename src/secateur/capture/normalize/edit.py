@@ -77,6 +77,12 @@ def symbolic(node: object, dim: int) -> bool:
     return "variants" not in node.meta or any(each[dim] != shape(node)[dim] for each in shapes(node))
 
 
+def alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two tensors have the same shape in all runs; those with other sizes must be known where sizes may follow the inputs."""
+    known = all("variants" in node.meta or static(node) for node in (one, other))
+    return known and shapes(one) == shapes(other)
+
+
 def _is_dynamic(node: fx.Node) -> bool:
     program = node.graph.owning_module
     return program is not None and bool(program.meta.get("dynamic", False))

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from secateur.capture.capture import Fact
 from secateur.capture.normalize.aliases import Aliases
-from secateur.capture.normalize.edit import aten, emit, fact, infer, is_call, mutates, operands, overload, shape, sizes, static
+from secateur.capture.normalize.edit import alike, aten, emit, fact, infer, is_call, mutates, operands, overload, shape, sizes, static
 
 
 def functionalise(program: fx.GraphModule) -> bool:
@@ -124,7 +124,7 @@ class _Functionaliser:
 
     def _replaces(self, view: fx.Node, source: fx.Node) -> bool:
         """Whether a copy is nothing but its source."""
-        return fact(view) == fact(source) and static(view) and static(source) and self._root(source) not in self.refused
+        return fact(view) == fact(source) and alike(view, source) and self._root(source) not in self.refused
 
     def _rebuild(self, view: fx.Node, value: fx.Node, after: fx.Node) -> None:
         """Note a view's new content and build that of everything it is a view of."""

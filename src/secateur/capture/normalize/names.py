@@ -55,10 +55,12 @@ def _reshape(node: fx.Node, wanted: Sequence[Any]) -> None:
     def entry(dim: int) -> Size:
         if dim not in free:
             return shape(node)[dim]
+        if len(free) == 1:
+            return -1
         if not isinstance(wanted[dim], tuple):
             return wanted[dim]  # type: ignore[no-any-return]
         source, place = wanted[dim]
-        return -1 if len(free) == 1 else size_of(source, place, node)
+        return size_of(source, place, node)
 
     _rewrite(node, aten.reshape.default, _source(node), [entry(dim) for dim in range(len(shape(node)))])
 

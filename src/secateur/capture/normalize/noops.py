@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from secateur.capture.normalize.edit import arguments, aten, fact, mutates, operands, shape, static
+from secateur.capture.normalize.edit import arguments, aten, fact, mutates, operands, shape, static, symbolic
 from secateur.capture.values import looks, tells_python
 
 
@@ -53,14 +53,14 @@ def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def drop_dead(program: fx.GraphModule) -> None:
-    """Remove calls that nothing reads (checks among them), except those that write in place or by which Python decides."""
+    """Remove calls that nothing reads, except checks of sizes, and those that write in place or by which Python decides."""
     for node in reversed(program.graph.nodes):
         if not node.users and not _matters(node):
             program.graph.erase_node(node)
 
 
 def _matters(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "output") or mutates(node) or (tells_python(node) and looks(node))
+    return node.op in ("placeholder", "output") or node.target is torch._assert or mutates(node) or (tells_python(node) and looks(node))
 
 
 def _changes_nothing(node: fx.Node, devices: set[torch.device]) -> bool:
@@ -84,6 +84,12 @@ def _is_whole(node: fx.Node) -> bool:
 
 def _is_same_shape(node: fx.Node) -> bool:
     return shape(node) == shape(node.args[0]) and static(node) and static(node.args[0])
+
+
+def _is_same_reshape(node: fx.Node) -> bool:
+    """Whether a reshape changes nothing: one dimension may follow the inputs, since the number of elements stays."""
+    free = [{dim for dim in range(len(shape(each))) if symbolic(each, dim)} for each in (node, node.args[0])]
+    return shape(node) == shape(node.args[0]) and free[0] == free[1] and len(free[0]) <= 1
 
 
 def _is_in_order(node: fx.Node) -> bool:
@@ -111,7 +117,7 @@ _CONVERSIONS = {
 }
 _WHOLE: dict[Any, Callable[[fx.Node], bool]] = {
     aten.slice.Tensor: _is_whole,
-    aten.reshape.default: _is_same_shape,
+    aten.reshape.default: _is_same_reshape,
     aten.expand.default: _is_same_shape,
     aten.permute.default: _is_in_order,
 }

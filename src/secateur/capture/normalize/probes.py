@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,20 +16,29 @@ _Place = tuple[int, int]
 """An input and one of its dimensions."""
 
 
-def probe_sizes(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> None:
+def probe_sizes(program: fx.GraphModule, flat_inputs: Sequence[Any], others: Sequence[Any] | None) -> None:
     """Run a dynamic graph, without content, on inputs of other sizes, and set ``variants`` in each node's meta.
 
-    Dimensions of the inputs are doubled, those of equal size together if the graph runs so. Where the graph reads a size that no
-    run could change, nothing is set: then every size may follow the inputs.
+    ``others`` are inputs at which all sizes differ that are open. Where they are not known, dimensions of the inputs are doubled, those of
+    equal size together if the graph runs so. Where the graph reads a size that no run could change, nothing is set: then every size may
+    follow the inputs.
     """
+    if others is not None:
+        facts = _outcomes(program, [_without_content(x) for x in others])
+        _set_variants(program, [] if facts is None else [facts])
+        return
     runs: dict[frozenset[_Place], dict[fx.Node, Any]] = {}
     for places in _candidates(flat_inputs):
         known = {place for found in runs for place in found}
         if not places <= known and (facts := _run(program, flat_inputs, places)) is not None:
             runs[places] = facts
-    if runs and _read_sizes(program) <= {place for places in runs for place in places}:
-        for node in program.graph.nodes:
-            node.meta["variants"] = [facts[node] for facts in runs.values()]
+    if _read_sizes(program) <= {place for places in runs for place in places}:
+        _set_variants(program, list(runs.values()))
+
+
+def _set_variants(program: fx.GraphModule, runs: Sequence[Mapping[fx.Node, Any]]) -> None:
+    for node in program.graph.nodes if runs else ():
+        node.meta["variants"] = [facts[node] for facts in runs]
 
 
 def _read_sizes(program: fx.GraphModule) -> set[_Place]:
@@ -50,10 +59,15 @@ def _candidates(flat_inputs: Sequence[Any]) -> Iterator[frozenset[_Place]]:
 def _run(program: fx.GraphModule, flat_inputs: Sequence[Any], places: frozenset[_Place]) -> dict[fx.Node, Any] | None:
     """What each node returns when some dimensions of the inputs are doubled, or nothing if that fails."""
     doubled = [{dim for index, dim in places if index == position} for position in range(len(flat_inputs))]
+    return _outcomes(program, [_without_content(x, dims) for x, dims in zip(flat_inputs, doubled, strict=True)])
+
+
+def _outcomes(program: fx.GraphModule, flat_inputs: Sequence[Any]) -> dict[fx.Node, Any] | None:
+    """What each node returns for such inputs, or nothing if that fails."""
     probe = _Probe(program)
     try:
         with torch.no_grad():
-            probe.run(*(_without_content(x, dims) for x, dims in zip(flat_inputs, doubled, strict=True)))
+            probe.run(*flat_inputs)
     except Exception:  # noqa: BLE001  # whatever the graph says against a size: it does not follow it
         return None
     return probe.facts

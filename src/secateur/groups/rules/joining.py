@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from torch import fx
 
 from secateur.groups.fields import NONE, Field, Fields, along, row_along
 from secateur.groups.meeting import Shaped, meet
@@ -109,7 +111,14 @@ def repeat_interleave(call: Call) -> Outcome:
 
 @rule("aten.constant_pad_nd", "aten.pad", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d")
 def pad(call: Call) -> Outcome:
-    """Padded places of a labelled dimension get labels of their own; reflected or repeated ones hold the dimension."""
+    """Padded places of a labelled dimension get labels of their own; reflected or repeated ones hold the dimension, as do numbers of
+    places that follow the inputs."""
+    rank = len(call["self"].shape)
+    pads: Any = call.node.args[1]
+    following = {rank - 1 - place // 2 for place, each in enumerate(pads) if isinstance(each, fx.Node)}
+    for field in call["self"].fields:
+        if field.dims & following:
+            call.ledger.freeze(field.labels, "is padded by a number of places that follows the inputs")
     return _padded(call, call["self"], list(call.args.get("pad") or call.args.get("padding") or []))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import fx
+
 from secateur.groups.fields import row_along
 from secateur.groups.rules.convolution import mixed_dims
 from secateur.groups.rules.pooling import UPSAMPLE
@@ -100,10 +102,10 @@ def pad(site: Site) -> None:
     for field in site.fields:
         for dim in field.dims:
             place = (rank - 1 - dim) * 2
-            if len(field.dims) == 1 and place < len(pads) and any(pads[place : place + 2]):
+            before, after = pads[place : place + 2] or (0, 0)
+            if len(field.dims) == 1 and (before or after) and not any(isinstance(each, fx.Node) for each in (before, after)):
                 kept = site.cut.keeps(field.labels.ravel())
                 size = source[dim]
-                before, after = pads[place : place + 2]
                 if before >= 0 and after >= 0:
                     pads[place], pads[place + 1] = int(kept[:before].sum()), int(kept[before + size :].sum())
                 else:

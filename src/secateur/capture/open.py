@@ -23,7 +23,7 @@ FACTORS = (0.5, 0.75, 2, 1.5)
 """Sizes that are tried, as multiples of those of the example inputs."""
 
 BATCHES = 3
-"""How many times the batch goes in. Its product with a factor, or with the square of one, is never 1: so no count of tokens stays the same."""
+"""How many times the batch goes in. Times a factor, or its square, it is never 1: so no count of tokens stays the same by chance."""
 
 CLOSED = "the model runs at other input sizes too, this graph does not; with prefer='module' it keeps its class, and runs there"
 PARTLY = "at some input sizes the model makes other calls; there this graph refuses"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import secateur as sc
 from export.models import FusedAttention, Residual, Tied
@@ -26,6 +27,57 @@ PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
 NUMBERS = torch.arange(10).reshape(2, 5) % 7
 DATA = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
+VECTORS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+VECTOR_DATA = [torch.randn(64, 16, generator=torch.Generator().manual_seed(1))]
+
+
+class Bare(nn.Module):
+    """A layer of no class of torch's: it multiplies by a weight ``(in, out)`` and knows no bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Biased(Bare):
+    """The same with a bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.bias
+
+
+class Perceptron(nn.Module):
+    """Such layers with a bias and without, one of them shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.square, self.last = Bare(16, 16), Biased(16, 16), Biased(16, 12)
+        self.again = self.square
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.square(self.first(x).relu()).relu())
+        y: Tensor = self.last(x.relu())
+        return y
+
+
+class FusedProjection(nn.Module):
+    """Attention of such layers: queries, keys and values of one, in thirds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.head = Biased(16, 48), Biased(16, 16), Bare(16, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = (x.unflatten(-1, (4, -1)).transpose(1, 2) for x in self.qkv(tokens).split(16, -1))
+        found: Tensor = self.head(self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)) + tokens)
+        return found
 
 
 def factors(found: Study, data: Any = None) -> Plan:
@@ -48,6 +100,9 @@ CASES: dict[str, Case] = {
     "fitted factors, then pruned": (Residual, PIXELS, before_pruning, DATA, "module"),
     "tied": (Tied, NUMBERS, after_pruning, None, "module"),
     "pruned to a graph, then factors": (FusedAttention, TOKENS, after_pruning, None, "graph"),
+    "layers of another class, pruned, then factors": (Perceptron, VECTORS, after_pruning, VECTOR_DATA, "module"),
+    "layers of another class, pruned to a graph, then factors": (FusedProjection, TOKENS, after_pruning, None, "graph"),
+    "layers of another class, factors, then pruned": (Perceptron, VECTORS, before_pruning, None, "module"),
     "factors, then pruned to a graph": (FusedAttention, TOKENS, before_pruning, None, "graph"),
 }
 cases = pytest.mark.parametrize("name", CASES)
@@ -181,46 +236,6 @@ def test_the_same_plan_and_data_give_the_same_factors(made: dict[str, tuple[Resu
     assert "the factors are fitted to other calibration data than the plan was made with" in other.notes
 
 
-class Bare(nn.Module):
-    """A layer of no class of torch's: it multiplies by a weight ``(in, out)`` and knows no bias."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
-
-
-class Biased(Bare):
-    """The same with a bias."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.bias = nn.Parameter(torch.randn(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.bias
-
-
-class Perceptron(nn.Module):
-    """Such layers with a bias and without, one of them shared."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.square, self.last = Bare(16, 16), Biased(16, 16), Biased(16, 12)
-        self.again = self.square
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.again(self.square(self.first(x).relu()).relu())
-        y: Tensor = self.last(x.relu())
-        return y
-
-
-VECTORS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
-VECTOR_DATA = [torch.randn(64, 16, generator=torch.Generator().manual_seed(1))]
-
-
 @pytest.mark.parametrize("fit", ["weights", "inputs", "sequential"])
 def test_layers_of_any_class_that_multiply_by_a_matrix_become_plain_factors(fit: Any, tmp_path: Path) -> None:
     torch.manual_seed(2)
@@ -270,3 +285,33 @@ def test_projections_of_a_language_model_that_is_written_with_such_layers() -> N
     assert len(result.factorized) >= 2
     assert result.proof.error < 1e-9
     assert type(result.model) is type(model)
+
+
+def test_a_language_model_written_with_such_layers_is_pruned_to_a_graph_and_factorized(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=16, use_cache=False)
+    config.bos_token_id = config.eos_token_id = 0
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    found = study(model, torch.arange(12).reshape(2, 6))
+    block = "transformer.h.0"
+    pruned = found.after(found.plan(ratios={f"{block}.attn.qk": 0.5, f"{block}.attn.v": 0.25, f"{block}.mlp.c_fc": 0.5}))
+    rows = {row.name: row for row in pruned.decomposable if row.methods}
+    assert rows.keys() == {f"transformer.h.{n}.{name}" for n in (0, 1) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    assert rows[f"{block}.attn.c_attn"].kind == "LinearMap 32 -> 56"
+    layers = [f"{block}.attn.c_attn", f"{block}.mlp.c_fc", "transformer.h.1.mlp.c_proj"]
+    result = apply(found, pruned.plan_decomposition(rank=dict.fromkeys(layers, 6)))
+    assert [row.layer for row in result.factorized] == layers
+    assert result.proof.error < 1e-9
+    small, dense = result.model.state_dict(), model.state_dict()
+    kept = {f"{block}.attn.c_proj.weight": (24, 32), f"{block}.mlp.c_proj.weight": (64, 32), "transformer.h.1.attn.c_attn.weight": (32, 96)}
+    assert {name: tuple(small[name].shape) for name in kept} == kept
+    assert small.keys() - dense.keys() == {
+        f"{layer}.{name}" for layer in layers for name in ("reduce.weight", "expand.weight", "expand.bias")
+    }
+    where = result.save(tmp_path / "out", onnx=False)
+    again, program = load(where, into=transformers.GPT2LMHeadModel(config).eval()), load(where)
+    for numbers in (torch.arange(12).reshape(2, 6), torch.arange(27).reshape(3, 9)):
+        for other in (again, program):
+            torch.testing.assert_close(other(numbers)[0], result.model(numbers)[0])
+    assert prove_directory(where, model).holds

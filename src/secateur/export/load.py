@@ -12,12 +12,13 @@ from torch.export import ExportedProgram
 
 from secateur.capture import load_model
 from secateur.capture.duplicate import duplicate
+from secateur.decompose.spec import base_class
 from secateur.errors import FileError, PlanError, UsageError
 from secateur.export.directory import PROGRAM, WEIGHTS, Directory, read_directory
 from secateur.export.pt2 import read_program
-from secateur.export.replay import as_module, check_belongs, planned_graph_module, stages_of
+from secateur.export.replay import as_module, check_belongs, planned_model, stages_of
 from secateur.export.tensors import read_weights
-from secateur.plan import Factorize
+from secateur.plan import Factorize, Prune
 from secateur.rewrite.factorize import unfitting_factor, with_skeletons
 from secateur.rewrite.module import set_attributes
 
@@ -45,7 +46,8 @@ def load(path: str | os.PathLike[str], into: nn.Module | ExportedProgram | None 
     if into is None:
         return _program_of(directory, trust_pickle).module()
     stored, aliases = read_weights(directory.path / WEIGHTS)
-    model = _own_class(directory, into) if directory.kind == "module" else planned_graph_module(directory, into, stored.keys())
+    settings_tell = directory.kind == "module" and not _cuts_what_tells_its_widths(directory, as_module(into))
+    model = _own_class(directory, into) if settings_tell else planned_model(directory, into, stored.keys())
     put_weights(model, stored, aliases, source=directory.path / WEIGHTS)
     unfitting = unfitting_factor(model, directory.plan.factorizations) if directory.kind == "module" else None
     if unfitting is not None:
@@ -66,6 +68,17 @@ def _program_of(directory: Directory, trust_pickle: bool) -> ExportedProgram:
         missing = f"{directory.path} holds no {PROGRAM}: {directory.left_out[PROGRAM]}"
         raise FileError(f"{missing}. Load it into the dense model's class: load(path, into=build_model()).")
     return read_program(directory.path / PROGRAM, trust_pickle=trust_pickle)
+
+
+def _cuts_what_tells_its_widths(directory: Directory, dense: nn.Module) -> bool:
+    """Whether a layer is factorized after channels went whose weight alone tells its widths, since it is of no class of torch's."""
+    modules, pruned = dict(dense.named_modules(remove_duplicate=False)), False
+    for _, edits in stages_of(directory):
+        layers = [modules.get(edit.layer) for edit in edits if isinstance(edit, Factorize)]
+        if pruned and any(layer is not None and base_class(layer) is None for layer in layers):
+            return True
+        pruned = pruned or any(isinstance(edit, Prune) for edit in edits)
+    return False
 
 
 def _own_class(directory: Directory, into: nn.Module | ExportedProgram) -> nn.Module:

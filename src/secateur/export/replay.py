@@ -61,8 +61,8 @@ def final_cut(source: Capture, edits: Sequence[Edit], kind: str) -> Cut:
     return transfer(cut, solve(walk(normalize(capture(source.model, source.args, dict(source.kwargs), graph=True)))))
 
 
-def planned_graph_module(directory: Directory, dense: nn.Module | ExportedProgram, stored: Collection[str]) -> nn.Module:
-    """The smaller graph module that the directory's plan makes of a dense model, with values that are to be loaded.
+def planned_model(directory: Directory, dense: nn.Module | ExportedProgram, stored: Collection[str]) -> nn.Module:
+    """The smaller model that the directory's plan makes of a dense one, run on the stored inputs, with values that are to be loaded.
 
     The names of the tensors in ``stored`` say which layers compute their weights.
     """

@@ -15,6 +15,7 @@ from secateur.capture.capture import Capture
 from secateur.capture.normalize.weights import computed_from, stand_ins
 from secateur.rewrite.computed import compute_alike
 from secateur.rewrite.graph import put
+from secateur.rewrite.linear_map import LinearMap, Product, product_of
 
 aten = torch.ops.aten
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -76,7 +77,9 @@ class _Raiser:
     def visit(self, node: fx.Node) -> None:
         """Replace one call by a layer where that says the same."""
         operator, named = packet(node), arguments(node)
-        if operator in _CONVOLUTIONS:
+        if (product := product_of(node)) is not None:
+            self._layer(node, {"input": product.source, "weight": product.weight, "bias": product.bias}, _linear(product))
+        elif operator in _CONVOLUTIONS:
             self._layer(node, named, _convolution(operator, named))
         elif operator in _LAYERS:
             self._layer(node, named, _LAYERS[operator](named))
@@ -201,9 +204,15 @@ def _attribute(root: nn.Module, name: str) -> Any:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(_stored(node).shape)
+
+
+def _stored(node: fx.Node) -> Tensor:
     root = node.graph.owning_module
     assert root is not None
-    return tuple(_attribute(root, str(node.target)).shape)
+    value = _attribute(root, str(node.target))
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _convolution(packet: str, a: dict[str, Any]) -> Settings | None:
@@ -231,11 +240,15 @@ def _tuple(value: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return values * (len(shape) - 2) if len(values) == 1 else values
 
 
-def _linear(a: dict[str, Any]) -> Settings | None:
-    if a["weight"].op != "get_attr" or len(_shape(a["weight"])) != 2:
+def _linear(product: Product) -> Settings | None:
+    weight, bias = _stored(product.weight), None if product.bias is None else _stored(product.bias)
+    if weight.dim() != 2:
         return None
-    out, width = _shape(a["weight"])
-    return nn.Linear, {"in_features": width, "out_features": out, "bias": a["bias"] is not None}
+    inputs, outputs = weight.shape if product.inputs_first else reversed(weight.shape)
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != weight.dtype):
+        return None
+    kind = LinearMap if product.inputs_first else nn.Linear
+    return kind, {"in_features": inputs, "out_features": outputs, "bias": bias is not None}
 
 
 def _batch_norm(a: dict[str, Any]) -> Settings | None:
@@ -277,7 +290,6 @@ def _prelu(a: dict[str, Any]) -> Settings | None:
 
 
 _LAYERS: dict[str, Callable[[dict[str, Any]], Settings | None]] = {
-    "aten.linear": _linear,
     "aten.batch_norm": _batch_norm,
     "aten.layer_norm": _layer_norm,
     "aten.rms_norm": _rms_norm,

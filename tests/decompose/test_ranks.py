@@ -29,7 +29,7 @@ from secateur.decompose import (
 )
 from secateur.decompose.ranks import ladder
 from secateur.decompose.spec import cost, read_spec
-from secateur.decompose.vbmf import _cut
+from secateur.decompose.vbmf import _cut, _free_energies
 from secateur.errors import SelectionError
 
 
@@ -90,6 +90,21 @@ def test_the_threshold_divides_the_spectrum_at_the_rank():
 def test_the_cut_of_a_square_matrix_is_the_published_one():
     # At L = M both halves of the equation are Phi(t) = 0, whose root is 2.5129.
     assert _cut(1.0) == pytest.approx((1 + 2.51286) * (1 + 1 / 2.51286), rel=1e-5)
+
+
+def test_the_free_energy_is_the_published_one_at_each_of_many_variances():
+    squares, ratio, cut = [60.0, 25.0, 9.0, 1.0, 0.25], 5 / 8, _cut(5 / 8)
+
+    def of_one(scaled):
+        if scaled <= cut:
+            return scaled - math.log(scaled)
+        rest = scaled - 1 - ratio
+        tau = (rest + math.sqrt(rest**2 - 4 * ratio)) / 2
+        return scaled - tau + math.log((tau + 1) / scaled) + ratio * math.log(tau / ratio + 1)
+
+    variances = [0.1, 0.5, 2.0]
+    expected = [sum(of_one(square / (8 * variance)) for square in squares) for variance in variances]
+    assert _free_energies(np.log(variances), np.array(squares), 5, 8, cut) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

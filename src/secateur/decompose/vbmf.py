@@ -66,10 +66,14 @@ def _noise_variance(squares: NDArray[np.float64], short: int, long: int, cut: fl
         return high
     # The free energy has a kink wherever a component crosses the cut, so a grid finds the valley and a bounded search its floor.
     grid = np.linspace(math.log(low), math.log(high), _GRID)
-    energies = [_free_energy(point, squares, short, long, cut) for point in grid]
+    energies = _free_energies(grid, squares, short, long, cut)
     at = int(np.argmin(energies))
     around = (grid[max(at - 1, 0)], grid[min(at + 1, _GRID - 1)])
-    found = minimize_scalar(_free_energy, bounds=around, args=(squares, short, long, cut), method="bounded", options={"xatol": 1e-9})
+
+    def energy(point: float) -> float:
+        return float(_free_energies(np.asarray(point), squares, short, long, cut))
+
+    found = minimize_scalar(energy, bounds=around, method="bounded", options={"xatol": 1e-9})
     return math.exp(float(found.x) if found.fun < energies[at] else float(grid[at]))
 
 
@@ -80,16 +84,17 @@ def _bounds(squares: NDArray[np.float64], short: int, long: int, cut: float) -> 
     return low, float(squares.sum()) / (short * long)
 
 
-def _free_energy(log_variance: float, squares: NDArray[np.float64], short: int, long: int, cut: float) -> float:
-    """Evaluate the free energy, up to a constant, as a function of the noise variance."""
+def _free_energies(
+    log_variances: NDArray[np.float64], squares: NDArray[np.float64], short: int, long: int, cut: float
+) -> NDArray[np.float64]:
+    """Evaluate the free energy, up to a constant, as a function of the noise variance, at all of these together."""
     ratio = short / long
     # Components below rounding cannot be told from each other; the floor adds the same constant at every variance.
-    scaled = np.maximum(squares, _LEAST_VARIANCE**2) / (long * math.exp(log_variance))
-    energy = float((scaled - np.log(scaled))[scaled <= cut].sum())
-    kept = scaled[scaled > cut]
-    excess = kept - (1 + ratio)
+    scaled = np.maximum(squares, _LEAST_VARIANCE**2) / (long * np.exp(log_variances[..., None]))
+    excess = np.where(scaled > cut, scaled - (1 + ratio), 0)
     tau = (excess + np.sqrt(np.maximum(excess**2 - 4 * ratio, 0))) / 2
-    return energy + float((kept - tau + np.log((tau + 1) / kept) + ratio * np.log1p(tau / ratio)).sum())
+    each = scaled - tau + np.log((tau + 1) / scaled) + ratio * np.log1p(tau / ratio)
+    return np.asarray(each.sum(-1))
 
 
 def calibrate_rank(rank: int, full: int, ratio: float, *, minimum: int = 1) -> int:

@@ -287,6 +287,29 @@ def test_projections_of_a_language_model_that_is_written_with_such_layers() -> N
     assert type(result.model) is type(model)
 
 
+@pytest.mark.parametrize(
+    ("wishes", "kind"),
+    [
+        ({"ratio": 0.5, "decompose": sc.Decompose(rank=3)}, "graph"),
+        ({"ratio": 0.25, "target": sc.Target(macs=0.4), "decompose": sc.Decompose(fit="sequential")}, "graph"),
+        ({"target": sc.Target(macs=0.5), "decompose": sc.Cheaper()}, "module"),
+    ],
+    ids=["ranks", "target", "cheaper"],
+)
+def test_compressing_prunes_and_factorizes_such_layers_in_one_plan(wishes: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = FusedProjection().eval()
+    result = sc.compress(model, TOKENS, data=[torch.randn(32, 6, 16)], latency=False, **wishes)
+    assert result.kind == kind
+    assert result.plan.prunes
+    assert "qkv" in {row.layer for row in result.factorized}
+    assert result.proof.error < 1e-9
+    where = result.save(tmp_path / "out", onnx=False)
+    for tokens in (TOKENS, torch.randn(3, 9, 16)):
+        torch.testing.assert_close(outputs(load(where, into=FusedProjection().eval()), tokens), outputs(result.model, tokens))
+    assert prove_directory(where, model).holds
+
+
 def test_a_language_model_written_with_such_layers_is_pruned_to_a_graph_and_factorized(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=16, use_cache=False)

@@ -57,7 +57,7 @@ def product_of(node: fx.Node) -> Product | None:
         return _product(named["self"], named["mat2" if operator == "aten.mm" else "other"], None, inputs_first=True)
     if operator == "aten.addmm" and named["beta"] == named["alpha"] == 1:
         return _product(named["mat1"], named["mat2"], named["self"], inputs_first=True)
-    return _sum(named["self"], named["other"]) if operator == "aten.add" and named["alpha"] == 1 else None
+    return _sum(named["self"], named["other"]) if operator == "aten.add" and named.get("alpha") == 1 else None
 
 
 def _product(source: Any, weight: Any, bias: Any, *, inputs_first: bool) -> Product | None:

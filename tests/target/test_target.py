@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cases import CASES, studied
 from secateur.allocate import Allocation, Allocator, GlobalRank, Isomorphic, Knapsack, Options
 from secateur.errors import SelectionError
-from secateur.measure import Latency, LayerTimes, OnnxTimer, weight_bytes
+from secateur.measure import LayerTimes, OnnxTimer, weight_bytes
 from secateur.pipeline import apply
 from secateur.plan import Plan
 from secateur.rewrite import draft
@@ -23,7 +23,7 @@ from secateur.score import GroupNorm, Random
 from secateur.study import Study, study
 from secateur.target import Candidates, Forecast, Stopwatch, Target, reach, remaining
 from secateur.target.latency import LatencySearch, Timed
-from target.timers import Elements
+from target.timers import Elements, Stairs, latency
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -178,26 +178,6 @@ def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
         deep(depth=2).plan(target=Target(macs=0.5), ratio=0.5)
 
 
-class Stairs:
-    """Models take as long as their parameters say, rounded up to a step; a longer run may find something else."""
-
-    def __init__(self, step: float = 0.1, truth: Callable[[float], float] = lambda share: share) -> None:
-        self.step, self.truth = step, truth
-        self.runs: list[tuple[int, float]] = []
-        self.truth_always = False
-
-    def __call__(self, models: Mapping[str, nn.Module], args: Any, kwargs: Any, *, repeats: int, **_: Any) -> dict[str, Latency]:
-        sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-        share = -(-sizes["compressed"] / sizes["dense"] // self.step) * self.step
-        share = self.truth(share) if repeats > 15 or self.truth_always else share
-        self.runs.append((repeats, share))
-        return {name: latency(10 * each) for name, each in {"dense": 1.0, "compressed": share}.items()}
-
-
-def latency(median: float) -> Latency:
-    return Latency(median, median, median, median, 3, 1, "torch", "cpu", 1, 1, "float32")
-
-
 def reached(stairs: Stairs, target: float, monkeypatch: pytest.MonkeyPatch, allocator: Allocator | None = None) -> tuple[float, Plan]:
     """The share of parameters that is left, and the plan."""
     monkeypatch.setattr(Stopwatch, "of", lambda runtime: Stopwatch(compare=stairs))
@@ -255,29 +235,25 @@ def timed_once(stopwatch: Stopwatch, cut: Any) -> Timed:
 
 
 class Straight:
-    """In the place of predictions, cuts and clocks: a cut is the part that was planned for, and takes what a law says."""
+    """In the place of plans, predictions and clocks: a plan is the part that it is for, and takes what a law says."""
 
     dense_ms = 10.0
 
     def __init__(self, law: Callable[[float], float]) -> None:
         self.law, self.parts = law, []
 
-    def within(self, part: float) -> Allocation:
+    def within(self, part: float) -> float:
         self.parts.append(part)
-        return Allocation({"all": (round(1e6 * part),)})
+        return round(part, 6)
 
-    def cut(self, allocation: Allocation) -> Any:
-        return allocation.remove["all"][0] / 1e6
+    def ms(self, part: float) -> float:
+        return self.dense_ms * part
 
-    def ms(self, cut: Any) -> float:
-        return self.dense_ms * cut
-
-    def measure(self, cut: Any, *, confirm: bool = False) -> Timed:
-        return Timed(latency(10.0), latency(10.0 * self.law(cut)))
+    def measure(self, part: float, *, confirm: bool = False) -> Timed:
+        return Timed(latency(10.0), latency(10.0 * self.law(part)))
 
     def run(self, goal: float) -> Forecast:
-        search: Any = LatencySearch(Target(latency=goal), self, self, self.within, self.measure)  # type: ignore[arg-type]
-        return search.run()[1]
+        return LatencySearch(Target(latency=goal), self.within, lambda: 0.0, self.measure, self.dense_ms, self.ms).run()[1]
 
 
 def test_a_prediction_that_is_off_by_a_factor_takes_two_tries() -> None:
@@ -323,10 +299,8 @@ def test_a_prediction_out_of_reach_is_no_verdict(monkeypatch: pytest.MonkeyPatch
     assert told["predicted_ms"]["compressed"] / told["predicted_ms"]["dense"] > 0.03 >= left
 
 
-def test_a_latency_is_of_the_dense_model_and_not_of_ranks() -> None:
+def test_a_latency_is_of_the_dense_model() -> None:
     found = deep(depth=2)
-    with pytest.raises(SelectionError, match="MACs, parameters or bytes"):
-        found.plan_decomposition(target=Target(latency=0.5))
     with pytest.raises(SelectionError, match="beside the dense model"):
         found.after(found.plan(ratio=0.5)).plan(target=Target(latency=0.2))
     with pytest.raises(SelectionError, match="measured, not counted"):

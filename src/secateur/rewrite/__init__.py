@@ -4,7 +4,7 @@ from secateur.rewrite.apply import Rewritten, rewrite, rewrite_factorized
 from secateur.rewrite.compare import Trial
 from secateur.rewrite.compose import compose, edits_of
 from secateur.rewrite.cut import Cut
-from secateur.rewrite.draft import draft
+from secateur.rewrite.draft import draft, draft_with_factors
 from secateur.rewrite.factorize import FactorizedLayer, factorize
 from secateur.rewrite.perturb import random_like
 from secateur.rewrite.prove import TOLERANCE, Proof, prove
@@ -24,6 +24,7 @@ __all__ = [
     "Trial",
     "compose",
     "draft",
+    "draft_with_factors",
     "edits_of",
     "factorize",
     "offenders",

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.capture.duplicate import duplicate
 from secateur.capture.trees import copied
-from secateur.errors import SecateurError
+from secateur.errors import RewriteError, SecateurError
+from secateur.plan import Factorize
 from secateur.rewrite.cut import Cut
+from secateur.rewrite.factorize import with_skeletons
 from secateur.rewrite.graph import rewrite_graph
 from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, merged, shrink_module
 from secateur.rewrite.raising import raise_layers
 
 CLOSE = 1e-2
 """How far apart, relative to the outputs' scale, two drafts of one cut may be: rounding is far below, a wrong attribute far above."""
+_FAILURES = (SecateurError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 
 
 def draft(cut: Cut) -> nn.Module:
@@ -34,11 +38,33 @@ def draft(cut: Cut) -> nn.Module:
     for model in _in_class(source.model, cut, (more, own)):
         try:
             found = _outputs(model, source.args, dict(source.kwargs))
-        except (SecateurError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError):
+        except _FAILURES:
             continue
         if _agree(expected, found):
             return model
     return graph
+
+
+def draft_with_factors(cut: Cut, edits: Sequence[Factorize]) -> nn.Module:
+    """The smaller model of a cut with factors of the planned shapes, of made-up values: the user's class where it runs so, or the graph.
+
+    Raises :class:`RewriteError` where neither runs.
+    """
+    source = cut.solution.walk.capture
+    small = draft(cut)
+    if not edits:
+        return small
+    failure: Exception | None = None
+    for model in (small, raise_layers(rewrite_graph(cut), source)):
+        model = duplicate(model)
+        with_skeletons(model, edits)
+        try:
+            _outputs(model, source.args, dict(source.kwargs))
+        except _FAILURES as error:
+            failure = error
+        else:
+            return model
+    raise RewriteError(f"{type(source.model).__name__} does not run with factors: {failure}") from failure
 
 
 def _in_class(model: nn.Module, cut: Cut, attributes: tuple[Attributes, ...]) -> Iterator[nn.Module]:

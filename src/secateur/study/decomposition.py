@@ -17,8 +17,10 @@ from secateur.plan import Factorize, did_you_mean
 from secateur.study.calibration import Calibration
 from secateur.study.curves import Seen, observed
 from secateur.study.rank_budget import Budget, within_budget
+from secateur.study.rank_latency import LatencyBudget, within_latency
 from secateur.study.timed import slower
 from secateur.study.wish import Decompose, Found, RankChoice
+from secateur.target import Forecast
 
 
 def choose_factors(
@@ -27,10 +29,10 @@ def choose_factors(
     wish: Decompose,
     *,
     exclude: Sequence[Leave] = (),
-    budget: Budget | None = None,
+    budget: Budget | LatencyBudget | None = None,
     held: Calibration | None = None,
-) -> tuple[tuple[Factorize, ...], tuple[str, ...]]:
-    """Choose the layers that are factorized with their ranks, and say in notes which are not, and why."""
+) -> tuple[tuple[Factorize, ...], tuple[str, ...], Forecast | None]:
+    """Choose the layers that are factorized with their ranks, and say in notes which are not, and why; and what a latency came to."""
     if budget is not None and wish.rank is not None:
         raise SelectionError("Give ranks or a target, not both: the target finds the ranks.")
     if not wish.methods:
@@ -40,41 +42,49 @@ def choose_factors(
     wish = replace(wish, fit=wish.fit or ("weights" if held is None else "inputs"))
     rows = admitted(layers, capture.model, exclude)
     wish, seen = observed(capture.model, rows, wish, held, everything=budget is not None)
-    found, notes = _found(capture.model, layers, rows, wish, budget, seen)
+    found, notes, forecast = _found(capture.model, layers, rows, wish, budget, seen)
     refused = {name: refusal.reason for name, refusal in found.items() if isinstance(refusal, Refusal)}
     missed = {name: reason for name, reason in refused.items() if layers[name].fitting}
     if wish.strict and missed:
         raise _refused(missed)
-    return tuple(edit for edit in found.values() if isinstance(edit, Factorize)), (*notes, *_reasons(refused))
+    return tuple(edit for edit in found.values() if isinstance(edit, Factorize)), (*notes, *_reasons(refused)), forecast
 
 
 def _found(
-    model: nn.Module, layers: DecomposableLayers, rows: Sequence[Decomposable], wish: Decompose, budget: Budget | None, seen: Seen
-) -> tuple[dict[str, Found], tuple[str, ...]]:
+    model: nn.Module,
+    layers: DecomposableLayers,
+    rows: Sequence[Decomposable],
+    wish: Decompose,
+    budget: Budget | LatencyBudget | None,
+    seen: Seen,
+) -> tuple[dict[str, Found], tuple[str, ...], Forecast | None]:
     """The choice for each layer; where factors turn out slower, the choice is made again without them."""
     slow: dict[str, Refusal] = {}
     fast: set[Factorize] = set()
     while True:
         left = [row for row in rows if row.name not in slow]
         if budget is None:
-            found, notes = _by_rank(model, layers, left, wish), seen.notes
+            found, notes, forecast = _by_rank(model, layers, left, wish), seen.notes, None
         else:
-            found, notes = _affordable(model, left, wish, budget, seen, len(slow))
+            found, notes, forecast = _affordable(model, left, wish, budget, seen, len(slow))
         new = [edit for edit in found.values() if isinstance(edit, Factorize) and edit not in fast] if wish.timed else []
         timed = {edit: slower(model.get_submodule(edit.layer), edit, layers[edit.layer].calls) for edit in new}
         worse = {edit.layer: refusal for edit, refusal in timed.items() if refusal is not None}
         fast |= {edit for edit, refusal in timed.items() if refusal is None}
         slow |= worse
         if not worse:
-            return {row.name: slow.get(row.name) or found[row.name] for row in rows if row.name in {**slow, **found}}, notes
+            return {row.name: slow.get(row.name) or found[row.name] for row in rows if row.name in {**slow, **found}}, notes, forecast
 
 
 def _affordable(
-    model: nn.Module, rows: Sequence[Decomposable], wish: Decompose, budget: Budget, seen: Seen, slow: int
-) -> tuple[dict[str, Found], tuple[str, ...]]:
+    model: nn.Module, rows: Sequence[Decomposable], wish: Decompose, budget: Budget | LatencyBudget, seen: Seen, slow: int
+) -> tuple[dict[str, Found], tuple[str, ...], Forecast | None]:
     """The choice within a budget, which may be out of reach because of layers that were left out as slow."""
     try:
-        return within_budget(model, rows, wish, budget, seen)
+        if isinstance(budget, LatencyBudget):
+            found, notes, forecast = within_latency(model, rows, wish, budget, seen)
+            return found, (*notes, *seen.notes), forecast
+        return *within_budget(model, rows, wish, budget, seen), None
     except SelectionError as error:
         if not slow:
             raise

@@ -32,9 +32,10 @@ from secateur.score.batches import Data
 from secateur.study.calibration import Calibration, calibration
 from secateur.study.decomposition import choose_factors
 from secateur.study.rank_budget import Budget
+from secateur.study.rank_latency import LatencyBudget
 from secateur.study.stages import Between, stages
 from secateur.study.wish import USUAL, Decompose, RankChoice
-from secateur.target import Candidates, PredictedLatency, Quantity, Reached, Runtime, Target, closest, reach
+from secateur.target import Candidates, PredictedLatency, Quantity, Reached, Runtime, Stopwatch, Target, closest, reach
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,13 @@ class Study:
             rank: the rank of every layer, or by name or glob: a number, a number for each mode (Tucker: in, out), or a rule such as
                 ``ByRatio``, ``ByEnergy`` or ``ByVBMF``, which is the default. A layer that a name asks for must come out cheaper;
                 one that a glob or a rule for all reaches stays as it is otherwise, and a note says why.
-            target: what may remain of the model's MACs, parameters or bytes; all ranks are chosen together for the least error.
+            target: what may remain of the model's MACs, parameters, bytes or measured latency; all ranks are chosen together for the
+                least error.
             exclude: layers to leave alone: names, globs, types or predicates.
             data: calibration data. Ranks for a target then weigh errors of outputs, and factors are fitted to them.
             fit: ``"weights"``, ``"inputs"`` or ``"sequential"``; by default ``"inputs"`` where there are data.
             correct_bias: let biases take up the mean of what is lost, where there are data.
-            round_to: with a target, ranks are multiples of it.
+            round_to: with a target, ranks are multiples of it; for a latency, unless another is given, of what processors like.
             accept_dearer: take ranks that make a layer dearer.
             weighted: let errors of outputs count as the model's outputs depend on them; by default where factors are fitted to inputs
                 and the model can be differentiated.
@@ -226,16 +228,22 @@ class Study:
             >>> sc.study(model, torch.randn(1, 3, 8, 8)).plan_decomposition(sc.Tucker(), rank={"2": (8, 8)}).factorizations[0].rank
             (8, 8)
         """
-        if target is not None and target.quantity == "latency":
-            raise SelectionError(
-                "Ranks are found for a target of MACs, parameters or bytes. Give one of these, and see the latency in the result."
-            )
         held = calibration(self.capture, data, samples)
         wish = Decompose(method, rank, fit, correct_bias, round_to, accept_dearer, weighted, timed, strict)
-        budget = None if target is None else self.budget(target)
-        edits, notes = choose_factors(self.capture, self.decomposable, wish, exclude=exclude, budget=budget, held=held)
+        budget = None if target is None else self._allowance(target)
+        edits, notes, forecast = choose_factors(self.capture, self.decomposable, wish, exclude=exclude, budget=budget, held=held)
         told = replace(wish, weighted=any(edit.weighted for edit in edits)).to_json(target, held)
-        return self._planned(edits, {**_versions(), "decomposition": told, "notes": list(notes)})
+        latency = {} if forecast is None else {"latency": forecast.to_json()}
+        return self._planned(edits, {**_versions(), "decomposition": told, "notes": list(notes), **latency})
+
+    def _allowance(self, target: Target) -> Budget | LatencyBudget:
+        if target.quantity != "latency":
+            return self.budget(target)
+        return self.latency_budget(target)
+
+    def latency_budget(self, target: Target) -> LatencyBudget:
+        """A target of latency with what it is predicted and measured by."""
+        return LatencyBudget(self._within(target), self.predicted_latency(target.runtime), Stopwatch.of(target.runtime))
 
     @property
     def parameters(self) -> int:

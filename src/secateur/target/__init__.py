@@ -1,7 +1,7 @@
 """A budget: what may remain of the dense model, and the ratio that reaches it."""
 
 from secateur.target.candidates import Candidates
-from secateur.target.latency import Forecast, Stopwatch
+from secateur.target.latency import Forecast, LatencySearch, Stopwatch
 from secateur.target.predicted import PredictedLatency
 from secateur.target.search import Reached, closest, reach
 from secateur.target.sizes import remaining
@@ -10,6 +10,7 @@ from secateur.target.target import Quantity, Runtime, Target
 __all__ = [
     "Candidates",
     "Forecast",
+    "LatencySearch",
     "PredictedLatency",
     "Quantity",
     "Reached",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from secateur.allocate import Allocation
+from torch import nn
+
+from secateur.capture import Capture
 from secateur.errors import SelectionError
 from secateur.measure import Latency, OnnxComparison, compare_latency
 from secateur.rewrite import Cut, draft
 from secateur.score.ranks import of_first
-from secateur.target.candidates import MOST, Candidates
-from secateur.target.predicted import PredictedLatency
 from secateur.target.target import Runtime, Target
 
+T = TypeVar("T")
 TRIES = 6
 """Models that are built and timed at most."""
 NEAR = 0.02
@@ -42,7 +43,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times the smaller model of a cut and the dense one in turns, in a short and a longer run."""
+    """Times a smaller model and the dense one in turns, in a short and a longer run."""
 
     repeats: int = 15
     budget_s: float = 5.0
@@ -56,10 +57,13 @@ class Stopwatch:
         return cls() if runtime == "torch" else cls(compare=OnnxComparison())
 
     def __call__(self, cut: Cut, *, confirm: bool = False) -> Timed:
-        """The latencies of the dense model and of the smaller one; of several processes those that the first has measured."""
+        """The latencies of the dense model and of the smaller one that a cut leaves."""
+        return self.beside(cut.solution.walk.capture, draft(cut), confirm=confirm)
+
+    def beside(self, source: Capture, small: nn.Module, *, confirm: bool = False) -> Timed:
+        """The latencies of a captured model and of a smaller one; of several processes those that the first has measured."""
         times = self.longer if confirm else 1
-        source = cut.solution.walk.capture
-        models: dict[str, Any] = {"dense": source.model, "compressed": draft(cut)}
+        models: dict[str, Any] = {"dense": source.model, "compressed": small}
         timed = self.compare(models, source.args, source.kwargs, warmup=5, repeats=self.repeats * times, budget_s=self.budget_s * times)
         return of_first(Timed(timed["dense"], timed["compressed"]))
 
@@ -89,34 +93,38 @@ class Forecast:
 
 
 @dataclass(eq=False)
-class LatencySearch:
+class LatencySearch(Generic[T]):
     """Plan for a predicted part, measure, and plan for another until what is measured lies just within the target.
 
-    A prediction is off by a factor that hardly changes from one cut to a similar one, so a part that missed the target is multiplied by
+    A prediction is off by a factor that hardly changes from one plan to a similar one, so a part that missed the target is multiplied by
     what it missed it by, within the parts that were found too slow and fast enough before. Clocks are noisy, so each miss leaves more room.
     """
 
     target: Target
-    candidates: Candidates
-    predicted: PredictedLatency
-    within: Callable[[float], Allocation | None]
-    """The allocation that is predicted to leave at most a part, if any is."""
-    stopwatch: Stopwatch
+    within: Callable[[float], T | None]
+    """What is predicted to leave at most a part, if anything is."""
+    least: Callable[[], T]
+    """What leaves least of all."""
+    stopwatch: Callable[..., Timed]
+    """Times what was planned, longer where that is to ``confirm`` another run."""
+    dense_ms: float
+    """The dense model's latency, as it is predicted."""
+    predicted_ms: Callable[[T], float]
     tried: int = 0
-    best: tuple[Allocation, Forecast] | None = None
+    best: tuple[T, Forecast] | None = None
     fastest: Timed | None = None
     _low: float = 0.0
     _high: float = 1.0
 
-    def run(self) -> tuple[Allocation, Forecast]:
-        """The slowest allocation that measured within the target, in a short run and again in a longer one.
+    def run(self) -> tuple[T, Forecast]:
+        """The slowest plan that measured within the target, in a short run and again in a longer one.
 
         Raises :class:`~secateur.errors.SelectionError` where nothing that was tried measures within the target.
         """
         goal, part = self.target.fraction, self.target.fraction
         while self.tried < TRIES and self._high - self._low > NEAR / 4:
             found = self.within(part)
-            share = self._measured(found or self.candidates.at(MOST), part)
+            share = self._measured(self.least() if found is None else found, part)
             if goal * (1 - NEAR) <= share <= goal or (found is None and share > goal):
                 break
             room = NEAR * (0.5 + (self.tried - 1 if self.best is None else 0))
@@ -127,12 +135,11 @@ class LatencySearch:
             raise SelectionError(f"{self.target} was not reached: {which} took {self.fastest}.")
         return self.best
 
-    def _measured(self, allocation: Allocation, part: float) -> float:
+    def _measured(self, planned: T, part: float) -> float:
         """The measured share of what was planned for a predicted part."""
-        cut = self.candidates.cut(allocation)
-        timed = self.stopwatch(cut)
+        timed = self.stopwatch(planned)
         if timed.share <= self.target.fraction:
-            timed = self.stopwatch(cut, confirm=True)
+            timed = self.stopwatch(planned, confirm=True)
         self.tried += 1
         self.fastest = timed if self.fastest is None or timed.share < self.fastest.share else self.fastest
         if timed.share > self.target.fraction:
@@ -140,5 +147,5 @@ class LatencySearch:
             return timed.share
         self._low = part
         if self.best is None or timed.share > self.best[1].measured.share:
-            self.best = allocation, Forecast(self.predicted.dense_ms, self.predicted.ms(cut), timed, self.tried)
+            self.best = planned, Forecast(self.dense_ms, self.predicted_ms(planned), timed, self.tried)
         return timed.share

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from secateur.allocate import Curve, even_step
+from secateur.capture import Capture
 from secateur.errors import RewriteError
 from secateur.groups import ChannelGroup
 from secateur.measure.layer_times import LayerTimes
@@ -118,6 +119,15 @@ class PredictedLatency:
         """The dense model's latency."""
         return sum(self._interpolated([(each, np.array(each.numbers, dtype=np.float64)) for each in self._dense.values()]))
 
+    @property
+    def capture(self) -> Capture:
+        """The dense model."""
+        return self.cut_of({}).solution.walk.capture
+
+    def operations(self, nodes: Iterable[fx.Node]) -> list[Operation]:
+        """The operations of some nodes of the dense model."""
+        return [self._dense[node] for node in nodes if node in self._dense]
+
     def ms(self, cut: Cut) -> float:
         """The latency of what a cut leaves."""
         now = _operations(planned_graph(cut, values=False).graph)
@@ -145,8 +155,7 @@ class PredictedLatency:
 
     @cached_property
     def _dense(self) -> dict[fx.Node, Operation]:
-        graph = self.cut_of({}).solution.walk.capture.graph
-        return {node: found for node in graph.nodes if (found := Operation.of(node)) is not None}
+        return {node: found for node in self.capture.graph.nodes if (found := Operation.of(node)) is not None}
 
     @cached_property
     def _parts(self) -> dict[str, list[float]]:

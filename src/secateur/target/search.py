@@ -97,7 +97,14 @@ def _reach_latency(target: Target, candidates: Candidates, predicted: PredictedL
         found = _Search(part, candidates, share, COARSE, held=0).run()
         return None if isinstance(found, float) else found.allocation
 
-    allocation, forecast = LatencySearch(target, candidates, predicted, within, stopwatch).run()
+    allocation, forecast = LatencySearch(
+        target,
+        within,
+        least=lambda: candidates.at(MOST),
+        stopwatch=lambda each, **how: stopwatch(candidates.cut(each), **how),
+        dense_ms=predicted.dense_ms,
+        predicted_ms=lambda each: predicted.ms(candidates.cut(each)),
+    ).run()
     note = f"target {target.fraction:.1%} of the dense model's latency, {forecast}"
     return Reached(replace(allocation, notes=(*allocation.notes, *predicted.times.notes, note)), forecast)
 

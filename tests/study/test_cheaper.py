@@ -16,7 +16,7 @@ from secateur.plan import Plan
 from secateur.study import Study, study
 from secateur.study.curves import Seen
 from secateur.study.removals import Removal, removal_curve, removal_of
-from secateur.study.weighing import Choice, Ranks, Weighing
+from secateur.study.weighing import Choice, Proportional, Ranks, Weighing
 
 
 class Mixed(nn.Module):
@@ -150,14 +150,14 @@ def weighing(found: Study, seed: int) -> Weighing:
         sizes, points = np.array([*parts, 0.0]) * weights[name] / 2, [*((SVD(), (n,)) for n in range(1, 9)), None]
         losses = generator.random() * np.array([*(1 - parts), 0.0]) ** 2
         ranks[name] = Ranks(tuple(points), losses, sizes, np.zeros(9), sizes, np.array([*np.zeros(8), weights[name]]))
-    return Weighing(removals, ranks, weights, 100.0)
+    return Weighing(removals, ranks, {name: Proportional(cost) for name, cost in weights.items()}, 100.0)
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_a_choice_stays_within_the_budget_and_near_the_best(mixed: Study, seed: int, share: float) -> None:
     problem = weighing(mixed, seed)
-    allowed = share * (100 + sum(problem.weights.values()))
+    allowed = share * problem.dense.cost
     found = problem.within(allowed)
     tried = [
         problem.told(Choice({"wide": wide, "low": low}, {"wide.weight": first, "down.weight": second}))

@@ -16,7 +16,7 @@ from secateur.errors import SelectionError
 from secateur.plan import Fit, Plan
 from secateur.study import Study
 from secateur.study.wish import USUAL, RankChoice
-from secateur.target import Target
+from secateur.target import Runtime, Target
 
 Method = Literal["usual", "svd", "tucker", "cp", "spatial-svd"]
 
@@ -48,6 +48,12 @@ class Factors:
     """The fraction of the MACs that may remain; the ranks are found together."""
     target_params: float | None = None
     """The fraction of the parameters that may remain; the ranks are found together."""
+    target_bytes: float | None = None
+    """The fraction of the bytes of all weights that may remain; the ranks are found together."""
+    target_latency: float | None = None
+    """The fraction of the latency that may remain; found by the times of single operators, then by smaller models beside the dense one."""
+    target_runtime: Runtime = "torch"
+    """What runs the model that --target-latency is of: torch, or ONNX Runtime on the CPU (extra onnx)."""
     exclude: tuple[str, ...] = field(default=(), metadata=option(metavar="NAME"))
     """A layer, or a glob, to leave as it is; may be repeated."""
 
@@ -59,9 +65,8 @@ class Factors:
     @property
     def target(self) -> Target | None:
         """What may remain, if that was given."""
-        if self.target_macs is None and self.target_params is None:
-            return None
-        return Target(macs=self.target_macs, parameters=self.target_params)
+        given = {"macs": self.target_macs, "parameters": self.target_params, "bytes": self.target_bytes, "latency": self.target_latency}
+        return None if set(given.values()) == {None} else Target(**given, runtime=self.target_runtime)
 
     def plan(self, found: Study, calibration: Calibration) -> Plan:
         """Decide, on a study of the model."""

@@ -21,7 +21,7 @@ from secateur.study.decomposition import admitted
 from secateur.study.rank_budget import Budget
 from secateur.study.removals import Removal, layers_of, removal_of
 from secateur.study.stages import Between
-from secateur.study.weighing import Choice, Weighing, described, ranks_of
+from secateur.study.weighing import Choice, Proportional, Weighing, described, ranks_of
 from secateur.study.wish import Decompose
 from secateur.target import Target
 
@@ -86,8 +86,7 @@ class _Chosen:
     notes: tuple[str, ...]
 
     def plan(self) -> Plan:
-        total = self.weighing.fixed + sum(self.weighing.weights.values())
-        allowed = self.target.fraction * total
+        allowed = self.target.fraction * self.weighing.dense.cost
         for _ in range(_TRIES):
             choice = self.weighing.within(allowed)
             pruned = self._pruned(choice)
@@ -158,7 +157,8 @@ def _weighing(
     kept = coherent_removals(study.model, plain, study.decomposable, seen)
     whole = {name: removal.reason for name, removal in removals.items() if isinstance(removal, Refusal)}
     notes = tuple(f"channels of {name} stay: {reason}" for name, reason in whole.items())
-    return Weighing(kept, ranks, weights, budget.total - sum(weights.values())), (*seen.notes, *notes)
+    costs = {name: Proportional(cost) for name, cost in weights.items()}
+    return Weighing(kept, ranks, costs, budget.total - sum(weights.values())), (*seen.notes, *notes)
 
 
 def _leaf_name(study: Study, row: Decomposable) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,53 @@ from secateur.study.removals import Removal
 Numbers = NDArray[np.float64]
 _SWEEPS, _BISECTIONS = 20, 50
 _NOTHING = (0.0, "", 0)
+ALL = slice(None)
+
+
+Left = Mapping[int, Any]
+"""The part that is left, by dimension: a number, or one for each of several cuts."""
+
+
+class Cost(Protocol):
+    """What a weight, or something else that shrinks with channels, costs where parts of its dimensions are left."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The dimensions that it follows."""
+
+    def __call__(self, left: Left) -> Numbers: ...
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """The cost of a weight that is counted: it follows inputs and outputs."""
+
+    whole: float
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Both dimensions of its channels."""
+        return (0, 1)
+
+    def __call__(self, left: Left) -> Numbers:
+        return np.asarray(self.whole * left[0] * left[1])
+
+
+class Entries(Protocol):
+    """What factors of one layer lose and cost: one entry for each rank, the last for the layer as it is."""
+
+    @property
+    def points(self) -> tuple[Point, ...]: ...
+    @property
+    def losses(self) -> Numbers: ...
+    @property
+    def axes(self) -> tuple[int, ...]: ...
+    def costs(self, left: Left, at: int | slice = ...) -> Numbers: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """What factors of one layer lose and cost: one entry for each rank, the last for the layer as it is.
+    """Entries whose cost is counted.
 
     Of the cost, ``first`` shrinks with the layer's inputs, ``last`` with its outputs, ``middle`` with neither; the layer as it is shrinks
     with both, and ``both`` is its cost.
@@ -40,9 +83,15 @@ class Ranks:
     in_dim: int = 1
     """The dimension of the weight along which its inputs lie."""
 
-    def costs(self, inputs: Numbers, outputs: Numbers) -> Numbers:
-        """The cost of each entry where these parts of inputs and outputs are left."""
-        return self.first * inputs + self.middle + self.last * outputs + self.both * inputs * outputs
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Both dimensions of its channels."""
+        return (0, 1)
+
+    def costs(self, left: Left, at: int | slice = ALL) -> Numbers:
+        """The cost of each entry, or of one."""
+        inputs, outputs = left[self.in_dim], left[1 - self.in_dim]
+        return np.asarray(self.first[at] * inputs + self.middle[at] + self.last[at] * outputs + self.both[at] * inputs * outputs)
 
 
 def ranks_of(layer: nn.Module, row: Decomposable, curve: Curve, of: Measure) -> Ranks:
@@ -96,27 +145,35 @@ class Weighing:
     """Groups of channels, layers that factors could replace, and what all weights cost."""
 
     removals: Mapping[str, Removal]
-    ranks: Mapping[str, Ranks]
+    ranks: Mapping[str, Entries]
     """By the name of the layer's weight."""
-    weights: Mapping[str, float]
-    """The cost of each weight as it is, by name."""
+    weights: Mapping[str, Cost]
+    """The cost of each weight, and of whatever else shrinks, by name."""
     fixed: float
     """The cost of everything else."""
+    places: Mapping[str, Mapping[tuple[str, int], Numbers]] = field(default_factory=dict)
+    """By group and by further dimensions of what shrinks: the part of it that is gone after each step."""
     _gone: Mapping[str, Mapping[tuple[str, int], Numbers]] = field(init=False)
     """By group and by dimension of a weight: the part of it that is gone after each step."""
 
     def __post_init__(self) -> None:
         gone = {
-            name: {(m.tensor, m.dim): r.gone(m) for m in r.group.members if m.tensor in self.weights} for name, r in self.removals.items()
+            name: {(m.tensor, m.dim): r.gone(m) for m in r.group.members if m.tensor in self.weights} | dict(self.places.get(name, {}))
+            for name, r in self.removals.items()
         }
         object.__setattr__(self, "_gone", gone)
+
+    @cached_property
+    def dense(self) -> Choice:
+        """Nothing goes, and no layer is factorized."""
+        return self.told(Choice(dict.fromkeys(self.removals, 0), {name: len(r.losses) - 1 for name, r in self.ranks.items()}))
 
     def within(self, allowed: float) -> Choice:
         """The choice at the least price at which the cost is allowed, and what that leaves spent where it buys most.
 
         Raises :class:`SelectionError` where nothing is so cheap.
         """
-        low, high = 0.0, 1e-9 / max(self.fixed + sum(self.weights.values()), 1.0)
+        low, high = 0.0, 1e-9 / max(self.dense.cost, 1.0)
         while (best := self.at(high)).cost > allowed:
             low, high = high, 10 * high
             if high > 1e12:
@@ -138,7 +195,7 @@ class Weighing:
         return min(found, key=lambda choice: choice.loss + price * choice.cost)
 
     def _settled(self, price: float, *, groups_first: bool) -> Choice:
-        now = Choice(dict.fromkeys(self.removals, 0), {name: len(r.losses) - 1 for name, r in self.ranks.items()})
+        now = self.dense
         for _ in range(_SWEEPS):
             before = now
             for groups in (groups_first, not groups_first):
@@ -152,7 +209,7 @@ class Weighing:
         loss = sum(float(self.removals[name].losses[step]) for name, step in now.steps.items())
         loss += sum(float(self.ranks[name].losses[entry]) for name, entry in now.entries.items())
         kept = self._kept(now.steps)
-        cost = self.fixed + sum(float(self._costs(name, now.entries, {dim: kept[name, dim] for dim in (0, 1)})) for name in self.weights)
+        cost = self.fixed + sum(float(self._costs(name, now.entries, self._left(name, kept))) for name in self.weights)
         return replace(now, loss=loss, cost=cost)
 
     def _groups(self, now: Choice, price: float) -> Choice:
@@ -166,7 +223,7 @@ class Weighing:
         gone, others = self._gone[name], self._kept({**now.steps, name: 0})
         costs = np.zeros(len(self.removals[name].losses))
         for tensor in dict.fromkeys(tensor for tensor, _ in gone):
-            left = {dim: others[tensor, dim] - gone.get((tensor, dim), np.zeros(len(costs))) for dim in (0, 1)}
+            left = {axis: part - gone.get((tensor, axis), np.zeros(len(costs))) for axis, part in self._left(tensor, others).items()}
             costs += self._costs(tensor, now.entries, left)
         return costs
 
@@ -175,8 +232,8 @@ class Weighing:
         return replace(now, entries=best)
 
     def _costs_of_entries(self, now: Choice, name: str) -> Numbers:
-        kept, ranks = self._kept(now.steps), self.ranks[name]
-        return ranks.costs(*(np.array(kept[name, dim]) for dim in (ranks.in_dim, 1 - ranks.in_dim)))
+        kept = self._kept(now.steps)
+        return self.ranks[name].costs({axis: np.array(part) for axis, part in self._left(name, kept).items()})
 
     def _spent(self, now: Choice, allowed: float) -> Choice:
         """Take back what is worth most for its cost, one group or layer at a time, while anything fits."""
@@ -200,13 +257,14 @@ class Weighing:
                 kept[place] -= float(gone[step])
         return kept
 
-    def _costs(self, tensor: str, entries: Mapping[str, int], left: Mapping[int, Any]) -> Numbers:
+    def _left(self, name: str, kept: Mapping[tuple[str, int], float]) -> dict[int, float]:
+        """The parts of all dimensions that a cost follows."""
+        axes = self.ranks[name].axes if name in self.ranks else self.weights[name].axes
+        return {axis: kept[name, axis] for axis in axes}
+
+    def _costs(self, tensor: str, entries: Mapping[str, int], left: Left) -> Numbers:
         """What a weight costs where these parts of its dimensions are left."""
-        if tensor not in self.ranks:
-            return np.asarray(self.weights[tensor] * left[0] * left[1])
-        ranks, entry = self.ranks[tensor], entries[tensor]
-        part = replace(ranks, **{name: getattr(ranks, name)[entry] for name in ("first", "middle", "last", "both")})
-        return part.costs(np.asarray(left[ranks.in_dim]), np.asarray(left[1 - ranks.in_dim]))
+        return self.ranks[tensor].costs(left, entries[tensor]) if tensor in self.ranks else self.weights[tensor](left)
 
 
 def described(choice: Choice, weighing: Weighing) -> Iterator[str]:

@@ -45,13 +45,14 @@ def draft(cut: Cut) -> nn.Module:
     return graph
 
 
-def draft_with_factors(cut: Cut, edits: Sequence[Factorize]) -> nn.Module:
+def draft_with_factors(cut: Cut, edits: Sequence[Factorize], small: nn.Module | None = None) -> nn.Module:
     """The smaller model of a cut with factors of the planned shapes, of made-up values: the user's class where it runs so, or the graph.
 
+    ``small`` is the model that the cut leaves, if it is drafted already.
     Raises :class:`RewriteError` where neither runs.
     """
     source = cut.solution.walk.capture
-    small = draft(cut)
+    small = draft(cut) if small is None else small
     if not edits:
         return small
     failure: Exception | None = None

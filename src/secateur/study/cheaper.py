@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from secateur.allocate import Leave, excluded
-from secateur.decompose import Decomposable, Refusal
+from secateur.decompose import Decomposable, Decomposition, Refusal, check
+from secateur.decompose.spec import read_spec
 from secateur.errors import SelectionError
-from secateur.plan import Plan
+from secateur.plan import Factorize, Plan
+from secateur.rewrite import draft, draft_with_factors
 from secateur.rewrite.factorize import input_moments
 from secateur.score.batches import Data
 from secateur.study.calibration import Calibration, calibration
 from secateur.study.coherence import coherent_curves, coherent_removals
-from secateur.study.curves import Curve, curve_of, observed
+from secateur.study.curves import Curve, Seen, curve_of, observed
 from secateur.study.decomposition import admitted
 from secateur.study.rank_budget import Budget
+from secateur.study.rank_latency import LatencyBudget, timed_curves
 from secateur.study.removals import Removal, layers_of, removal_of
 from secateur.study.stages import Between
-from secateur.study.weighing import Choice, Proportional, Weighing, described, ranks_of
+from secateur.study.time_costs import timed_weighing
+from secateur.study.weighing import Choice, Entries, Proportional, Weighing, described, ranks_of
 from secateur.study.wish import Decompose
-from secateur.target import Target
+from secateur.target import LatencySearch, PredictedLatency, Target
+from secateur.target.latency import Timed
 
 if TYPE_CHECKING:
     from secateur.study.study import Study
@@ -42,7 +47,8 @@ class Cheaper:
     model's outputs depend on them. One price on cost decides: at it each group takes the number of channels and each layer the rank at
     which loss and cost together are least, given the others, until nothing changes. A layer can lose channels and be factorized too.
 
-    Needs calibration data and a target of MACs, parameters or bytes. Groups that something else reads than plain layers, such as
+    Needs calibration data and a target of MACs, parameters, bytes or measured latency. Costs in latency are the times of operators: of a
+    narrower layer that of the narrower operator, of factors the sum of theirs. Groups that something else reads than plain layers, such as
     queries and keys, keep their channels.
 
     >>> Cheaper().decompose.fit
@@ -66,10 +72,13 @@ class Cheaper:
         held = calibration(study.capture, data, samples)
         if held is None:
             raise SelectionError(f"{self} needs calibration data: give some batches with data=...")
-        if target.quantity == "latency" or self.decompose.rank is not None:
-            raise SelectionError(f"{self} finds channels and ranks for a target of MACs, parameters or bytes: give that alone.")
-        weighing, notes = _weighing(study, self.decompose, target, held, exclude)
-        return _Chosen(study, self.decompose, target, held, exclude, between, weighing, notes).plan()
+        if self.decompose.rank is not None:
+            raise SelectionError(f"{self} finds channels and ranks for a target: give that alone.")
+        budget = study.latency_budget(target) if target.quantity == "latency" else None
+        gathered = _Gathered.of(study, self.decompose, held, exclude)
+        if budget is not None:
+            return _Timed(study, held, budget, gathered, _timed_weighing(study, budget.predicted, gathered)).plan()
+        return _Chosen(study, self.decompose, target, held, exclude, between, _weighing(study, target, gathered), gathered.notes).plan()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +98,7 @@ class _Chosen:
         allowed = self.target.fraction * self.weighing.dense.cost
         for _ in range(_TRIES):
             choice = self.weighing.within(allowed)
-            pruned = self._pruned(choice)
+            pruned = _pruned(self.study, self.weighing, choice)
             left = self.study.after(pruned, data=self.held, between=self.between) if pruned.edits else self.study
             layers = self._factorized(choice)
             share = left.taken[self.target.quantity] / self.study.taken[self.target.quantity]
@@ -99,14 +108,6 @@ class _Chosen:
                 return self._noted(pruned, choice)
             allowed *= self.target.fraction / share - _NEAR
         raise SelectionError(f"{self.target} cannot be reached by channels and factors together: {share:.1%} remain.")
-
-    def _pruned(self, choice: Choice) -> Plan:
-        removals = self.weighing.removals
-        ratios = {name: removals[name].counts[step] / removals[name].group.size for name, step in choice.steps.items() if step}
-        if not ratios:
-            return self.study._planned((), {"notes": []})
-        plan = self.study.plan(ratios=ratios, scores={name: removal.scores for name, removal in removals.items()})
-        return replace(plan, settings={**plan.settings, "criterion": "OBS()"})
 
     def _factorized(self, choice: Choice) -> set[str]:
         ranks, rows = self.weighing.ranks, self.study.decomposable
@@ -125,40 +126,147 @@ class _Chosen:
             return self._ranked(left, None)
 
     def _noted(self, plan: Plan, choice: Choice) -> Plan:
-        found = [*described(choice, self.weighing), *self.notes, *plan.settings.get("notes", ())]
-        predicted = f"predicted loss of the outputs' variance: {choice.loss:.2%}"
-        return replace(plan, settings={**plan.settings, "way": "cheaper", "target": repr(self.target), "notes": [*found, predicted]})
+        return _noted(plan, self.target, choice, self.weighing, self.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A choice with the edits that it asks for."""
+
+    choice: Choice
+    pruned: Plan
+    factors: tuple[Factorize, ...]
+    small: nn.Module
+    """What is left without the channels, before it is factorized."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """Makes a plan of a choice by time, which is built and timed, and made again by what that says."""
+
+    study: Study
+    held: Calibration
+    budget: LatencyBudget
+    gathered: _Gathered
+    weighing: Weighing
+
+    def plan(self) -> Plan:
+        """The plan whose model measures within the target."""
+        found, forecast = LatencySearch(
+            self.budget.target,
+            self._within,
+            least=lambda: self._tried(self.weighing.least),
+            stopwatch=self._time,
+            dense_ms=self.weighing.dense.cost,
+            predicted_ms=lambda each: each.choice.cost,
+        ).run()
+        told = self.gathered.wish.to_json(self.budget.target, self.held) if found.factors else None
+        settings = {**found.pruned.settings, **({} if told is None else {"decomposition": told}), "latency": forecast.to_json()}
+        plan = replace(found.pruned, edits=(*found.pruned.edits, *found.factors), settings=settings)
+        note = f"target {self.budget.target.fraction:.1%} of the dense model's latency, {forecast}"
+        notes = (*self.gathered.notes, *self.budget.predicted.times.notes, note)
+        return _noted(plan, self.budget.target, found.choice, self.weighing, notes)
+
+    def _within(self, part: float) -> _Tried | None:
+        try:
+            return self._tried(self.weighing.within(part * self.weighing.dense.cost))
+        except SelectionError:
+            return None
+
+    def _tried(self, choice: Choice) -> _Tried:
+        pruned = _pruned(self.study, self.weighing, choice)
+        small = draft(self.study.cut(pruned))
+        points = {name.removesuffix(".weight"): self.weighing.ranks[name].points[entry] for name, entry in choice.entries.items()}
+        factors = [_fitting(small, layer, point, self.gathered.wish) for layer, point in points.items() if point is not None]
+        return _Tried(choice, pruned, tuple(edit for edit in factors if edit is not None), small)
+
+    def _time(self, tried: _Tried, *, confirm: bool = False) -> Timed:
+        model = draft_with_factors(self.study.cut(tried.pruned), tried.factors, tried.small)
+        return self.budget.stopwatch.beside(self.study.capture, model, confirm=confirm)
+
+
+def _fitting(small: nn.Module, layer: str, point: tuple[Decomposition, tuple[int, ...]], wish: Decompose) -> Factorize | None:
+    """The edit of a layer that may have become narrower than its rank; none where it is too narrow for factors now."""
+    method, rank = point
+    spec = read_spec(small.get_submodule(layer), trust_forward=True)
+    if isinstance(spec, Refusal):
+        return None
+    narrowed = tuple(min(part, limit) for part, limit in zip(rank, method.limits(spec), strict=True))
+    found = check(spec, method, narrowed)
+    return None if isinstance(found, Refusal) else wish.edit(layer, method, found)
+
+
+def _pruned(study: Study, weighing: Weighing, choice: Choice) -> Plan:
+    removals = weighing.removals
+    ratios = {name: removals[name].counts[step] / removals[name].group.size for name, step in choice.steps.items() if step}
+    if not ratios:
+        return study._planned((), {"notes": []})
+    plan = study.plan(ratios=ratios, scores={name: removal.scores for name, removal in removals.items()})
+    return replace(plan, settings={**plan.settings, "criterion": "OBS()"})
+
+
+def _noted(plan: Plan, target: Target, choice: Choice, weighing: Weighing, notes: Sequence[str]) -> Plan:
+    found = [*described(choice, weighing), *notes, *plan.settings.get("notes", ())]
+    predicted = f"predicted loss of the outputs' variance: {choice.loss:.2%}"
+    return replace(plan, settings={**plan.settings, "way": "cheaper", "target": repr(target), "notes": [*found, predicted]})
 
 
 def _all_but(layers: set[str]) -> Callable[[str, nn.Module], bool]:
     return lambda path, module: path not in layers and not any(name.startswith(f"{path}.") for name in layers)
 
 
-def _weighing(
-    study: Study, wish: Decompose, target: Target, held: Calibration, exclude: Sequence[Leave]
-) -> tuple[Weighing, tuple[str, ...]]:
-    alone = excluded(study.groups, study.model, exclude, tied=study.capture.tied)
-    groups = [group for group in study.groups if group.prunable and group.name not in alone]
-    rows = admitted(study.decomposable, study.model, exclude)
-    wish, seen = observed(study.model, rows, replace(wish, fit=wish.fit or "inputs"), held, everything=True)
-    more = [name for name in layers_of(study.model, groups, study.decomposable) if name not in seen.moments]
-    seen = replace(seen, moments={**seen.moments, **input_moments(study.model, more, held)})
-    removals = {group.name: removal_of(study.model, group, study.decomposable, seen) for group in groups}
-    budget = study.budget(target)
-    found = {row.name: curve_of(study.model, row, wish, budget.of, seen) for row in rows if row.methods}
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """What calibration data showed of groups and layers, before anything is priced."""
+
+    wish: Decompose
+    seen: Seen
+    rows: Sequence[Decomposable]
+    removals: Mapping[str, Removal]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, study: Study, wish: Decompose, held: Calibration, exclude: Sequence[Leave]) -> _Gathered:
+        """Weigh all that may go of a studied model by what calibration data show."""
+        alone = excluded(study.groups, study.model, exclude, tied=study.capture.tied)
+        groups = [group for group in study.groups if group.prunable and group.name not in alone]
+        rows = admitted(study.decomposable, study.model, exclude)
+        wish, seen = observed(study.model, rows, replace(wish, fit=wish.fit or "inputs"), held, everything=True)
+        more = [name for name in layers_of(study.model, groups, study.decomposable) if name not in seen.moments]
+        seen = replace(seen, moments={**seen.moments, **input_moments(study.model, more, held)})
+        removals = {group.name: removal_of(study.model, group, study.decomposable, seen) for group in groups}
+        plain = {name: removal for name, removal in removals.items() if isinstance(removal, Removal)}
+        kept = coherent_removals(study.model, plain, study.decomposable, seen)
+        whole = {name: removal.reason for name, removal in removals.items() if isinstance(removal, Refusal)}
+        notes = tuple(f"channels of {name} stay: {reason}" for name, reason in whole.items())
+        return cls(wish, seen, rows, kept, (*seen.notes, *notes))
+
+    @property
+    def by_name(self) -> dict[str, Decomposable]:
+        """The layers by name."""
+        return {row.name: row for row in self.rows}
+
+
+def _weighing(study: Study, target: Target, gathered: _Gathered) -> Weighing:
+    """All that may go with what it costs of a counted target."""
+    budget, seen, rows = study.budget(target), gathered.seen, gathered.by_name
+    found = {row.name: curve_of(study.model, row, gathered.wish, budget.of, seen) for row in gathered.rows if row.methods}
     curves = {name: curve for name, curve in found.items() if isinstance(curve, Curve)}
-    by_name = {row.name: row for row in rows}
-    ranks = {
-        _leaf_name(study, by_name[name]): ranks_of(study.model.get_submodule(name), by_name[name], curve, budget.of)
-        for name, curve in coherent_curves(study.model, by_name, curves, seen).items()
+    ranks: dict[str, Entries] = {
+        _leaf_name(study, rows[name]): ranks_of(study.model.get_submodule(name), rows[name], curve, budget.of)
+        for name, curve in coherent_curves(study.model, rows, curves, seen).items()
     }
     weights = _weights(study, target, budget)
-    plain = {name: removal for name, removal in removals.items() if isinstance(removal, Removal)}
-    kept = coherent_removals(study.model, plain, study.decomposable, seen)
-    whole = {name: removal.reason for name, removal in removals.items() if isinstance(removal, Refusal)}
-    notes = tuple(f"channels of {name} stay: {reason}" for name, reason in whole.items())
     costs = {name: Proportional(cost) for name, cost in weights.items()}
-    return Weighing(kept, ranks, costs, budget.total - sum(weights.values())), (*seen.notes, *notes)
+    return Weighing(gathered.removals, ranks, costs, budget.total - sum(weights.values()))
+
+
+def _timed_weighing(study: Study, predicted: PredictedLatency, gathered: _Gathered) -> Weighing:
+    """All that may go with the time that it takes."""
+    _, curves = timed_curves(study.model, gathered.rows, gathered.wish, predicted, gathered.seen)
+    names = {name: _leaf_name(study, gathered.by_name[name]) for name in curves}
+    rows = {names[name]: gathered.by_name[name] for name in curves}
+    return timed_weighing(study.model, rows, {names[name]: curve for name, curve in curves.items()}, gathered.removals, predicted)
 
 
 def _leaf_name(study: Study, row: Decomposable) -> str:

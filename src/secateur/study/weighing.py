@@ -23,6 +23,7 @@ Numbers = NDArray[np.float64]
 _SWEEPS, _BISECTIONS = 20, 50
 _NOTHING = (0.0, "", 0)
 ALL = slice(None)
+_ANYTHING = 1e12
 
 
 Left = Mapping[int, Any]
@@ -167,6 +168,11 @@ class Weighing:
     def dense(self) -> Choice:
         """Nothing goes, and no layer is factorized."""
         return self.told(Choice(dict.fromkeys(self.removals, 0), {name: len(r.losses) - 1 for name, r in self.ranks.items()}))
+
+    @property
+    def least(self) -> Choice:
+        """The cheapest choice, whatever it loses."""
+        return self.at(_ANYTHING / max(self.dense.cost, 1e-9))
 
     def within(self, allowed: float) -> Choice:
         """The choice at the least price at which the cost is allowed, and what that leaves spent where it buys most.

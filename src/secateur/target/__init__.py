@@ -2,7 +2,7 @@
 
 from secateur.target.candidates import Candidates
 from secateur.target.latency import Forecast, LatencySearch, Stopwatch
-from secateur.target.predicted import PredictedLatency
+from secateur.target.predicted import PredictedLatency, Shrinking
 from secateur.target.search import Reached, closest, reach
 from secateur.target.sizes import remaining
 from secateur.target.target import Quantity, Runtime, Target
@@ -15,6 +15,7 @@ __all__ = [
     "Quantity",
     "Reached",
     "Runtime",
+    "Shrinking",
     "Stopwatch",
     "Target",
     "closest",

@@ -128,6 +128,15 @@ class PredictedLatency:
         """The operations of some nodes of the dense model."""
         return [self._dense[node] for node in nodes if node in self._dense]
 
+    @cached_property
+    def calls(self) -> dict[fx.Node, Shrinking]:
+        """Every call of the dense model with what it loses as channels go."""
+        return {node: Shrinking(operation, self._losses.get(node, {})) for node, operation in self._dense.items()}
+
+    def times_of(self, calls: Sequence[tuple[Operation, Numbers]]) -> list[float]:
+        """Milliseconds of calls at other numbers than their own; what does not run by itself takes none."""
+        return self._interpolated(calls)
+
     def ms(self, cut: Cut) -> float:
         """The latency of what a cut leaves."""
         now = _operations(planned_graph(cut, values=False).graph)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.decompose import SVD, Moments
+from secateur.measure import weight_bytes
 from secateur.plan import Plan
 from secateur.study import Study, study
 from secateur.study.curves import Seen
@@ -81,8 +82,7 @@ def test_layers_to_leave_alone_keep_channels_and_rank(mixed: Study) -> None:
         ({"data": None}, "needs calibration data"),
         ({"data": DATA, "ratio": 0.3}, "leave out ratio"),
         ({"data": DATA, "criterion": sc.L2(), "heads": 0.5}, "leave out heads, criterion"),
-        ({"data": DATA, "target": sc.Target(latency=0.5)}, "for a target of MACs, parameters or bytes"),
-        ({"data": DATA, "decompose": sc.Cheaper(sc.Decompose(rank=3))}, "for a target of MACs, parameters or bytes"),
+        ({"data": DATA, "decompose": sc.Cheaper(sc.Decompose(rank=3))}, "finds channels and ranks for a target: give that alone"),
         ({"data": DATA, "target": sc.Target(macs=0.001)}, "so cheap"),
     ],
 )
@@ -184,3 +184,28 @@ def test_ranks_are_found_for_bytes_of_what_is_left(mixed: Study) -> None:
         assert 0.45 < result.after.bytes / result.before.bytes <= 0.5
         told = next(note for note in plan.settings["notes"] if note.startswith("target 50.0%"))
         assert abs(float(told.split("predicted ")[1].rstrip("%")) / 100 - result.after.bytes / result.before.bytes) < 0.002
+
+
+class Halves(nn.Module):
+    """A wide layer in half precision before one in single precision, each element of which takes twice as many bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.norm, self.high = nn.Linear(32, 40).half(), nn.BatchNorm1d(40), nn.Linear(40, 24)
+        self.head = nn.Linear(24, 5).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.high(self.norm(torch.relu(self.low(x).float())))).half())
+
+
+@pytest.mark.parametrize("way", ["ranks", "cheaper"])
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_bytes_of_weights_of_several_types_count_as_they_are_stored(way: str, share: float) -> None:
+    torch.manual_seed(0)
+    data = torch.randn(256, 32, generator=torch.Generator().manual_seed(1)).half()
+    found = study(Halves().eval(), data[:2])
+    target = sc.Target(bytes=share)
+    plan = sc.Cheaper().plan(found, target, data) if way == "cheaper" else found.plan_decomposition(target=target, data=data)
+    result = sc.apply(found, plan, data=data)
+    assert share - 0.06 < weight_bytes(result.model) / weight_bytes(found.model) <= share
+    assert {p.dtype for p in result.model.low.parameters()} == {torch.float16}

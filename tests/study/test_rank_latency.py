@@ -27,7 +27,7 @@ from secateur.study.rank_latency import MOST, layer_times, thinned
 from secateur.target import Stopwatch, Target
 from secateur.target.factors import factor_operations, own_nodes
 from secateur.target.latency import Timed
-from target.timers import Elements, Stairs, elements
+from target.timers import Elements, Stairs, elements, on_own_clocks
 
 
 def deep(width: int = 32, depth: int = 3) -> Study:
@@ -39,10 +39,7 @@ def deep(width: int = 32, depth: int = 3) -> Study:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Stairs:
     """Operators take as long as they have elements, models as long as they have parameters."""
-    stairs = Stairs(step=0.001)
-    monkeypatch.setattr(Stopwatch, "of", lambda runtime: Stopwatch(compare=stairs))
-    monkeypatch.setattr(import_module("secateur.study.study"), "LayerTimes", lambda timer: LayerTimes(Elements(), folder=None))
-    return stairs
+    return on_own_clocks(monkeypatch, Stairs(step=0.001))
 
 
 @pytest.mark.parametrize("goal", [0.5, 0.8])

@@ -23,7 +23,7 @@ from secateur.score import GroupNorm, Random
 from secateur.study import Study, study
 from secateur.target import Candidates, Forecast, Stopwatch, Target, reach, remaining
 from secateur.target.latency import LatencySearch, Timed
-from target.timers import Elements, Stairs, latency
+from target.timers import Stairs, latency, on_own_clocks
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -180,8 +180,7 @@ def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
 
 def reached(stairs: Stairs, target: float, monkeypatch: pytest.MonkeyPatch, allocator: Allocator | None = None) -> tuple[float, Plan]:
     """The share of parameters that is left, and the plan."""
-    monkeypatch.setattr(Stopwatch, "of", lambda runtime: Stopwatch(compare=stairs))
-    monkeypatch.setattr(import_module("secateur.study.study"), "LayerTimes", lambda timer: LayerTimes(Elements(), folder=None))
+    on_own_clocks(monkeypatch, stairs)
     found = deep(depth=3)
     options = Options(layer_norm="none")
     plan = found.plan(target=Target(latency=target), allocator=allocator, options=options)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from secateur.measure import Latency, Machine, Operation
+from secateur.measure import Latency, LayerTimes, Machine, Operation
 from secateur.measure.operation import Shaped
+from secateur.target import Stopwatch
 
 
 @dataclass
@@ -61,3 +64,10 @@ class Stairs:
 
 def latency(median: float) -> Latency:
     return Latency(median, median, median, median, 3, 1, "torch", "cpu", 1, 1, "float32")
+
+
+def on_own_clocks(monkeypatch: pytest.MonkeyPatch, stairs: Stairs) -> Stairs:
+    """Let operators of studies take as long as they have elements, and models as long as such stairs say."""
+    monkeypatch.setattr(Stopwatch, "of", lambda runtime: Stopwatch(compare=stairs))
+    monkeypatch.setattr(import_module("secateur.study.study"), "LayerTimes", lambda timer: LayerTimes(Elements(), folder=None))
+    return stairs

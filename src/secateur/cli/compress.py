@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from secateur.cli.command import Answer
 from secateur.cli.destination import Config, Destination
@@ -19,6 +20,8 @@ from secateur.study import Study
 from secateur.study.cheaper import Cheaper
 
 HALF = 0.5
+_TARGETS: dict[str, Any] = {f.name: f.default for f in fields(Selection) if f.name.startswith("target_")}
+_NAMES = "--target-macs, --target-params, --target-bytes or --target-latency"
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,13 @@ class Ways:
     """Ways."""
 
     cheaper: bool = False
-    """In each layer remove channels or lower the rank, whichever loses less of the outputs: for --target-macs or --target-params, on
-    --data."""
+    """In each layer remove channels or lower the rank, whichever loses less of the outputs: for a target of any kind, on --data."""
 
     def plan(self, found: Study, wanted: Selection, calibration: Calibration, recover: Recovery) -> Plan:
         """Decide on both, on a study of the model."""
         target = wanted.target
-        if target is None or wanted != Selection(target_macs=target.macs, target_params=target.parameters, exclude=wanted.exclude):
-            raise SelectionError("--cheaper finds channels and ranks for --target-macs or --target-params: give nothing else of what goes.")
+        if target is None or replace(wanted, **_TARGETS, exclude=()) != Selection():
+            raise SelectionError(f"--cheaper finds channels and ranks for a target ({_NAMES}): give nothing else of what goes.")
         between = recovering(recover, calibration.data) if calibration.data is not None else None
         with working("Weighing channels against ranks"):
             return Cheaper().plan(found, target, calibration.data, exclude=wanted.exclude, samples=calibration.samples, between=between)

@@ -250,10 +250,11 @@ class _Gathered:
 def _weighing(study: Study, target: Target, gathered: _Gathered) -> Weighing:
     """All that may go with what it costs of a counted target."""
     budget, seen, rows = study.budget(target), gathered.seen, gathered.by_name
-    found = {row.name: curve_of(study.model, row, gathered.wish, budget.of, seen) for row in gathered.rows if row.methods}
+    units = {row.name: budget.units(study.model.get_submodule(row.name)) for row in gathered.rows if row.methods}
+    found = {name: curve_of(study.model, rows[name], gathered.wish, budget.of, seen, units=each) for name, each in units.items()}
     curves = {name: curve for name, curve in found.items() if isinstance(curve, Curve)}
     ranks: dict[str, Entries] = {
-        _leaf_name(study, rows[name]): ranks_of(study.model.get_submodule(name), rows[name], curve, budget.of)
+        _leaf_name(study, rows[name]): ranks_of(study.model.get_submodule(name), rows[name], curve, budget.of, units=units[name])
         for name, curve in coherent_curves(study.model, rows, curves, seen).items()
     }
     weights = _weights(study, target, budget)

@@ -65,8 +65,8 @@ def observed(
     return replace(wish, weighted=True), Seen(moments, slopes, batches=held if everything else None)
 
 
-def curve_of(model: nn.Module, row: Decomposable, wish: Decompose, of: Measure, seen: Seen) -> Curve | Refusal:
-    """The error of one layer over its cost, by all methods that apply to it."""
+def curve_of(model: nn.Module, row: Decomposable, wish: Decompose, of: Measure, seen: Seen, *, units: int = 1) -> Curve | Refusal:
+    """The error of one layer over its cost, by all methods that apply to it; each element or MAC costs so many units."""
     points: list[Point] = []
     curves: list[ErrorCurve] = []
     refusal = Refusal(f"{' and '.join(each.name for each in wish.methods)} cannot factorize it")
@@ -88,11 +88,11 @@ def curve_of(model: nn.Module, row: Decomposable, wish: Decompose, of: Measure, 
             continue
         points += [(method, rank) for rank in curve.ranks if rank is not None]
         curves.append(curve)
-    return Curve((*points, None), _joined(curves), _at_half(curves)) if curves else refusal
+    return Curve((*points, None), _joined(curves, units), _at_half(curves)) if curves else refusal
 
 
-def _joined(curves: Sequence[ErrorCurve]) -> ErrorCurve:
-    costs = np.concatenate([*(curve.costs[:-1] for curve in curves), curves[0].costs[-1:]])
+def _joined(curves: Sequence[ErrorCurve], units: int) -> ErrorCurve:
+    costs = units * np.concatenate([*(curve.costs[:-1] for curve in curves), curves[0].costs[-1:]])
     errors = np.concatenate([*(curve.errors[:-1] for curve in curves), curves[0].errors[-1:]])
     ranks = (*(rank for curve in curves for rank in curve.ranks[:-1]), None)
     return ErrorCurve(ranks, costs, errors, curves[0].whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.decompose import Decomposable, Refusal, allocate_ranks
 from secateur.decompose.ranks import Measure
@@ -27,6 +27,14 @@ class Budget:
     of: Measure
     total: int
     allowed: float
+    unit: int = 1
+    """The bytes of one, where bytes are counted."""
+
+    def units(self, layer: nn.Module) -> int:
+        """What one element of a layer's weight takes."""
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.itemsize // self.unit if self.target.quantity == "bytes" else 1
 
     @classmethod
     def of_target(cls, target: Target, within: Target, taken: int, unit: int) -> Budget:
@@ -34,9 +42,9 @@ class Budget:
 
         Args:
             taken: what the model as it is takes of the target's quantity.
-            unit: what one element of a factor takes.
+            unit: in what it is counted; of bytes, those of the narrowest element of a factor.
         """
-        return cls(target, "macs" if target.macs is not None else "params", -(-taken // unit), within.fraction * taken / unit)
+        return cls(target, "macs" if target.macs is not None else "params", -(-taken // unit), within.fraction * taken / unit, unit)
 
 
 def within_budget(
@@ -47,7 +55,7 @@ def within_budget(
     curves: dict[str, Curve] = {}
     for row in rows:
         if row.methods:
-            curve = curve_of(model, row, wish, budget.of, seen)
+            curve = curve_of(model, row, wish, budget.of, seen, units=budget.units(model.get_submodule(row.name)))
             if isinstance(curve, Refusal):
                 found[row.name] = curve
             else:

@@ -95,13 +95,13 @@ class Ranks:
         return np.asarray(self.first[at] * inputs + self.middle[at] + self.last[at] * outputs + self.both[at] * inputs * outputs)
 
 
-def ranks_of(layer: nn.Module, row: Decomposable, curve: Curve, of: Measure) -> Ranks:
-    """The entries of a layer's curve that are worth their cost, with what each of their layers costs."""
+def ranks_of(layer: nn.Module, row: Decomposable, curve: Curve, of: Measure, *, units: int = 1) -> Ranks:
+    """The entries of a layer's curve that are worth their cost, with what each of their layers costs, so many units each element or MAC."""
     spec = read_spec(layer, trust_forward=True)
     assert isinstance(spec, LayerSpec)
     kept = _efficient(curve.errors.costs, curve.errors.errors)
     entries = tuple(curve.points[place] for place in kept)
-    first, middle, last, both = np.array([_parts(spec, entry, row, of) for entry in entries], dtype=np.float64).T
+    first, middle, last, both = units * np.array([_parts(spec, entry, row, of) for entry in entries], dtype=np.float64).T
     return Ranks(entries, curve.errors.errors[kept], first, middle, last, both, in_dim=0 if spec.transposed or spec.inputs_first else 1)
 
 

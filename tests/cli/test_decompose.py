@@ -14,6 +14,7 @@ from secateur.cli.ranks import rank_of
 from secateur.decompose import ByEnergy, ByRatio, ByVBMF
 from secateur.export import load
 from secateur.plan import Plan
+from target.timers import Stairs, on_own_clocks
 
 QUIET = ("--no-latency", "--no-onnx", "--json")
 
@@ -124,12 +125,33 @@ def test_the_cheaper_way_is_found_recovered_between_and_saved(secateur: Secateur
     assert again.data["recovered"]
 
 
+@pytest.mark.parametrize("words", [("decompose",), ("compress", "--cheaper", "--data", "cli.models:samples")], ids=" ".join)
+def test_a_latency_is_a_target_of_ranks_and_of_both_ways(
+    words: tuple[str, ...], secateur: Secateur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = on_own_clocks(monkeypatch, Stairs(step=0.001))
+    found = ("--target-latency", 0.6, "--out", tmp_path / "out")
+    done = secateur(words[0], "cli.models:convnet", *IMAGE, *words[1:], *found, *QUIET)
+    assert done.code == 0, done.err
+    told = done.data["plan"]["settings"]["latency"]
+    assert told["measured_ms"]["compressed"] / told["measured_ms"]["dense"] <= 0.6
+    assert done.data["after"]["parameters"] <= 0.6 * done.data["before"]["parameters"]
+    assert clocks.runs
+
+
+def test_bytes_are_a_target_of_ranks(secateur: Secateur) -> None:
+    words = ("--target-bytes", "0.6", "--dry-run", "--json")
+    done = secateur("decompose", "cli.models:convnet", *IMAGE, *words)
+    assert done.code == 0, done.err
+    assert done.data["plan"]["settings"]["decomposition"]["target"] == "Target(bytes=0.6)"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ((), "needs calibration data"),
         (("--ratio", "0.5"), "nothing else"),
-        (("--target-latency", "0.5"), "nothing else"),
+        (("--target-macs", "0.5", "--heads", "0.5"), "nothing else"),
         (("--criterion", "l2"), "leave out --criterion"),
         (("--minimum", "4"), "leave out --criterion"),
     ],

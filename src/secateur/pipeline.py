@@ -147,7 +147,7 @@ def compress(  # noqa: PLR0913 - the whole story takes every setting
             by the part of the signal that weights and norms expect of them (:class:`~secateur.Signal`).
         allocator: how layers are compared. By default, for a target and where no criterion is named, by loss against MACs or parameters
             (:class:`~secateur.Knapsack`), without data in one ranking; otherwise each layer loses the same ratio.
-        target: what may remain of MACs, parameters or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.
+        target: what may remain of MACs, parameters, bytes or latency; half of the MACs if neither it, nor a ratio, nor a rank is given.
         decompose: factorize layers, at its ranks or at those that the target finds, after a cut to the ratio if there is one; by
             :class:`Cheaper` only those where that loses less.
         data: calibration data: batches, a tensor of samples, a file, a folder of images or ``module:function``. With it

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.decompose import SVD
-from secateur.plan import Plan
+from secateur.decompose import SVD, ErrorCurve
+from secateur.plan import Factorize, Plan
+from secateur.rewrite import draft_with_factors
 from secateur.study import Study, study
 from secateur.study.cheaper import _fitting
+from secateur.study.curves import Curve
 from secateur.study.removals import Removal
 from secateur.study.time_costs import Stairs as TimeStairs
 from secateur.study.time_costs import Steps, TimedRanks, even, timed_weighing
@@ -101,7 +103,7 @@ def removals(found: Study) -> dict[str, Removal]:
 
 
 class Joined(nn.Module):
-    """A layer that reads two others side by side, one that adds to itself, and a depthwise one."""
+    """A layer that reads two others side by side, one that adds to itself, and a depthwise one; two calls are alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Joined(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.both(torch.cat([self.left(x), self.right(x)], 1)))
+        x = torch.relu(torch.relu(self.both(torch.cat([self.left(x), self.right(x)], 1))))
         return self.head(self.norm(self.depth(x + self.again(x))))
 
 
@@ -133,6 +135,22 @@ def test_widths_cost_what_the_narrower_operators_take(gone: dict[str, int], cloc
     choice = weighing.told(Choice(steps, {}))
     assert choice.cost == pytest.approx(predicted.ms(cut), rel=0.02)
     assert weighing.dense.cost == pytest.approx(predicted.dense_ms)
+
+
+@pytest.mark.parametrize("gone", [{"0": 32}, {"2": 16}])
+def test_factors_follow_the_inputs_and_outputs_of_their_layer(gone: dict[str, int], clocks: Stairs) -> None:
+    torch.manual_seed(0)
+    found = study(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 2)).eval(), torch.randn(2, 8))
+    points, costs = ((SVD(), (8,)), None), np.array([1, 2])
+    curve = Curve(points, ErrorCurve(((8,), None), costs, np.zeros(2)), 0.0)
+    rows = {"2.weight": found.decomposable["2"]}
+    weighing = timed_weighing(found.model, rows, {"2.weight": curve}, removals(found), found.predicted_latency())
+    steps = {name: removal.counts.tolist().index(gone.get(name, 0)) for name, removal in weighing.removals.items()}
+    cut = found.cut_of({name: range(count) for name, count in gone.items()})
+    small = draft_with_factors(cut, [Factorize("2", "svd", (8,))])
+    taken = study(small, torch.randn(2, 8)).predicted_latency().dense_ms
+    assert weighing.told(Choice(steps, {"2.weight": 0})).cost == pytest.approx(taken, rel=0.02)
+    assert weighing.told(Choice(steps, {"2.weight": 1})).cost == pytest.approx(found.predicted_latency().ms(cut), rel=0.02)
 
 
 def test_groups_go_in_steps_that_save_time() -> None:

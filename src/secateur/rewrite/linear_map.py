@@ -6,35 +6,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from secateur.capture.calls import arguments, packet
 
 
-class LinearMap(nn.Module):
+class LinearMap(fx.GraphModule):
     """Multiply by a matrix that is stored ``(in, out)``, the transpose of what ``nn.Linear`` stores.
 
         y = x W + b
 
-    The weight alone tells the widths, so that a smaller one can take its place.
+    The weight alone tells the widths, so that a smaller one can take its place. A graph module, since it is pickled as one of torch's own.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
     def __init__(self, in_features: int, out_features: int, *, bias: bool, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device)) if bias else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return x @ self.weight
-        return torch.addmm(self.bias, x, self.weight) if x.dim() == 2 else x @ self.weight + self.bias
+        root, graph = nn.Module(), fx.Graph()
+        product = graph.call_function(torch.matmul, (graph.placeholder("x"), graph.get_attr("weight")))
+        root.register_parameter("weight", nn.Parameter(torch.empty(in_features, out_features, device=device)))
+        if bias:
+            root.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device)))
+            product = graph.call_function(torch.add, (product, graph.get_attr("bias")))
+        graph.output(product)
+        super().__init__(root, graph, "LinearMap")
 
     def extra_repr(self) -> str:
-        inputs, outputs = self.weight.shape
-        return f"{inputs}, {outputs}, bias={self.bias is not None}"
+        inputs, outputs = self.get_parameter("weight").shape
+        return f"{inputs}, {outputs}, bias={hasattr(self, 'bias')}"
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ ARITHMETIC: dict[str, Callable[[Tensor], Any]] = {
     "sizes_returned": lambda x: (x, x.shape[1], x.shape[1] + 1),
     "resized": lambda x: F.interpolate(x.mT, scale_factor=2.0, mode="linear"),
     "pooled": lambda x: F.adaptive_avg_pool2d(x, (x.shape[1] // 2, 2)),
+    "contiguous_at_one_of_the_sizes": lambda x: x.transpose(0, 1).contiguous().view(-1, 4),
+    "written_in_place": lambda x: x.clone().mul_(2).add_(x[:, :1]),
     "contiguous": lambda x: x.mT.contiguous().view(x.shape[0], -1),
 }
 
@@ -105,6 +107,12 @@ def test_runs_that_part_are_no_capture() -> None:
     for function in (below_and_above, lambda x: sum(x[:, i] for i in range(x.shape[1]))):
         with pytest.raises(DivergedError, match="differs between sizes"):
             record_twice(Sized(function), (rows(12),), {}, [rows(8)])
+
+
+def test_numbers_that_values_tell_are_no_sizes() -> None:
+    counting = Sized(lambda x: x[:, : int((x[0, :, 0] > -torch.inf).sum().item()) // 2])
+    with pytest.raises(DivergedError, match="gives 12 at one size of the inputs and 8 at another"):
+        record_twice(counting, (rows(12),), {}, [rows(8)])
 
 
 def test_a_size_that_is_the_same_by_chance_stays_open() -> None:

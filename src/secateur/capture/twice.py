@@ -119,14 +119,12 @@ class _TwinTape(Tape):
         operands = written(target, args, kwargs)
         if any(not isinstance(each, Twin) or self._leaves.sharing(each.here) for each in operands):
             raise CaptureError("the model writes to a tensor of its own")
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Twin)]
         here, there = (target(*_side(args, side), **_side(kwargs, side)) for side in ("here", "there"))
-        return pytree.tree_map(lambda a, b: self._joined(a, b, given), here, there)
+        return pytree.tree_map(self._joined, here, there)
 
-    def _joined(self, here: Any, there: Any, given: Sequence[Twin]) -> Any:
+    def _joined(self, here: Any, there: Any) -> Any:
         if isinstance(here, Tensor):
-            same = next((twin for twin in given if twin.here is here), None)
-            return self.twin(here, there) if same is None else same
+            return self.twin(here, there)
         if here != there:
             raise DivergedError(f"a call gives {here} at one size of the inputs and {there} at another")
         return here

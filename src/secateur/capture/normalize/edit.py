@@ -77,6 +77,17 @@ def symbolic(node: object, dim: int) -> bool:
     return "variants" not in node.meta or any(each[dim] != shape(node)[dim] for each in shapes(node))
 
 
+def follows(number: object) -> bool:
+    """Whether a number may follow the sizes of the inputs: it is computed from such a size, or from what is in a tensor."""
+    if not isinstance(number, fx.Node) or not _is_dynamic(number):
+        return False
+    if number.target is aten.sym_size.int:
+        return symbolic(number.args[0], int(str(number.args[1])))
+    if isinstance(number.meta.get("fact"), Fact):
+        return True
+    return any(follows(source) for source in number.all_input_nodes)
+
+
 def alike(one: fx.Node, other: fx.Node) -> bool:
     """Whether two tensors have the same shape in all runs; those with other sizes must be known where sizes may follow the inputs."""
     known = all("variants" in node.meta or static(node) for node in (one, other))

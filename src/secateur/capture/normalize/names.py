@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from secateur.capture.capture import Fact
-from secateur.capture.normalize.edit import Size, arguments, aten, fact, positive, shape, size_of, symbolic
+from secateur.capture.normalize.edit import Size, arguments, aten, fact, follows, positive, shape, size_of, symbolic
 
 Rename = Callable[[fx.Node], None]
 _WHOLE = sys.maxsize
@@ -148,7 +148,7 @@ def _slice(node: fx.Node) -> None:
 def _bound(given: Any, size: int | None, *, default: int) -> Size:
     if given is None:
         return default
-    if isinstance(given, fx.Node) and size is not None:
+    if isinstance(given, fx.Node) and size is not None and not follows(given):
         given = given.meta["fact"]
     if isinstance(given, fx.Node) or size is None:
         return given  # type: ignore[no-any-return]
@@ -172,7 +172,8 @@ def _divide(node: fx.Node, dim: int) -> None:
     source = _source(node)
     dim = positive(dim, len(shape(source)))
     parts = node.meta["fact"]
-    if not symbolic(source, dim) and all(isinstance(part, Fact) for part in parts):
+    live = any(follows(each) for each in node.all_input_nodes if each is not source)
+    if not symbolic(source, dim) and not live and all(isinstance(part, Fact) for part in parts):
         _rewrite(node, aten.split_with_sizes.default, source, [part.shape[dim] for part in parts], dim)
 
 

@@ -55,7 +55,7 @@ class _Model:
 def record_open(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, batch_alone: bool = False) -> Capture:
     """Capture the model with its batch size and all other sizes open at which it makes the same calls, in eval mode.
 
-    The program has been compared with the model on the example inputs and at two other sizes; where Python decided on sizes, it refuses
+    The program has been compared with the model on the example inputs and at another size; where Python decided on sizes, it refuses
     those at which it would decide otherwise. ``Capture.notes`` says which sizes are open. Raises :class:`CaptureError` if none can be.
     """
     kwargs = dict(kwargs or {})
@@ -128,23 +128,24 @@ def _attempt(case: _Model, changes: _Changes) -> _Found | None:
         return None
     try:
         found = case.recorded(others)
-        check_on(found, others, case.run)
-        _check_further(case, found, changes.further().of(case.tensors()))
+        if not _agrees(case, found, changes.further().of(case.tensors())):
+            check_on(found, others, case.run)
     except Exception:  # noqa: BLE001 - a model may refuse other sizes in any way it likes
         return None
     return None if found.decided else (found, changes)
 
 
-def _check_further(case: _Model, found: Capture, tensors: Sequence[Tensor] | None) -> None:
-    """Raise unless program and model agree on these tensors, or the model makes other calls for them."""
+def _agrees(case: _Model, found: Capture, tensors: Sequence[Tensor] | None) -> bool:
+    """Whether program and model agree on these tensors: it raises if not, and says no if the model refuses them or makes other calls."""
     if tensors is None:
-        return
+        return False
     try:
-        check_on(found, tensors, case.run)
+        return check_on(found, tensors, case.run)
     except Exception:
         with suppress(DivergedError):
             case.recorded(tensors)
             raise
+    return False
 
 
 def _still_closed(case: _Model, groups: Sequence[tuple[Place, ...]], changes: _Changes) -> bool:

@@ -24,7 +24,7 @@ from secateur.capture.trees import copied, flatten_outputs, input_names
 from secateur.capture.twins import Twin
 from secateur.capture.untouched import Keepsakes, untouched
 from secateur.capture.values import depends_on_values
-from secateur.capture.verify import check_equal, close_capture
+from secateur.capture.verify import close_capture
 from secateur.capture.writes import written
 from secateur.errors import CaptureError
 
@@ -60,12 +60,10 @@ def record_twice(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
             outputs = model(*run_args, **run_kwargs)
         out_leaves, out_spec = flatten_outputs(outputs)
         program = tape.finish(model, out_leaves)
-        expected, elsewhere = (copied(_side(out_leaves, side)) for side in ("here", "there"))
+        expected = copied(_side(out_leaves, "here"))
     tied = {**leaves.tied, **{name: (name,) for name in tape.constants}}
     found = Capture(program, model, args, kwargs, in_spec, out_spec, "record", tied, dynamic=True, elsewhere=others)
     found = close_capture(found, expected)
-    with torch.no_grad():
-        check_equal(program(*copied(others)), elsewhere)
     return replace(found, decided=depends_on_values(found.graph))
 
 

@@ -34,12 +34,15 @@ def check_equal(found: Sequence[Any], expected: Sequence[Any]) -> None:
             raise CaptureError(f"Output {position} of the captured graph is {_describe(ours)}, but the model returned {_describe(theirs)}.")
 
 
-def check_on(capture: Capture, tensors: Sequence[Tensor], run: FlatModel, *, may_refuse: bool = False) -> None:
-    """Compare program and model on other tensors, if the model takes them, and the program too where it ``may_refuse``."""
+def check_on(capture: Capture, tensors: Sequence[Tensor], run: FlatModel, *, may_refuse: bool = False) -> bool:
+    """Compare program and model on other tensors, if the model takes them, and the program too where it ``may_refuse``.
+
+    Says whether there was anything to compare.
+    """
     try:
         expected = run.outputs_on(tensors)
     except Exception:  # noqa: BLE001 - what the dense model refuses, its graph need not take
-        return
+        return False
     remaining = iter(copied(tensors))
     flat = [next(remaining) if isinstance(x, Tensor) else x for x in capture.flat_inputs()]
     try:
@@ -47,9 +50,10 @@ def check_on(capture: Capture, tensors: Sequence[Tensor], run: FlatModel, *, may
             found = capture.program(*flat)
     except Exception:
         if may_refuse:
-            return
+            return False
         raise
     check_equal(found, expected)
+    return True
 
 
 def _is_equal(ours: Any, theirs: Any) -> bool:

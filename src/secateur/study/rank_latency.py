@@ -119,10 +119,18 @@ def timed_curves(
 
 def _stepped(model: nn.Module, row: Decomposable, wish: Decompose) -> Decompose:
     """The wish with ranks that are multiples of what a processor likes, unless others are asked for."""
-    spec = read_spec(model.get_submodule(row.name), trust_forward=True)
-    assert isinstance(spec, LayerSpec)
+    spec, _ = stored(model, row)
     step = even_step(min(spec.group_inputs, spec.group_outputs))
     return replace(wish, round_to=step) if wish.round_to == 1 else wish
+
+
+def stored(model: nn.Module, row: Decomposable) -> tuple[LayerSpec, Tensor]:
+    """How a layer is set, and its weight."""
+    layer = model.get_submodule(row.name)
+    spec = read_spec(layer, trust_forward=True)
+    assert isinstance(spec, LayerSpec)
+    assert isinstance(layer.weight, Tensor)
+    return spec, layer.weight
 
 
 def thinned(curve: Curve) -> Curve:
@@ -155,12 +163,9 @@ def layer_times(
 def _operations(model: nn.Module, row: Decomposable, point: Point, predicted: PredictedLatency) -> list[Operation]:
     if point is None:
         return predicted.operations(own_nodes(predicted.capture, row.names))
-    layer = model.get_submodule(row.name)
-    spec = read_spec(layer, trust_forward=True)
-    assert isinstance(spec, LayerSpec)
-    assert isinstance(layer.weight, Tensor)
+    spec, weight = stored(model, row)
     method, rank = point
-    calls = factor_operations(method.layers(spec, rank).values(), row.calls, layer.weight.dtype)
+    calls = factor_operations(method.layers(spec, rank).values(), row.calls, weight.dtype)
     return [operation for each in calls for operation in each]
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.allocate import even_step
 from secateur.decompose import Decomposable, LayerSpec
-from secateur.decompose.spec import read_spec
 from secateur.measure.operation import Operation
 from secateur.study.curves import Curve, Point
+from secateur.study.rank_latency import stored
 from secateur.study.removals import Removal
 from secateur.study.weighing import ALL, Entries, Left, Weighing
 from secateur.target import PredictedLatency, Shrinking
@@ -167,20 +167,12 @@ def _shares(times: Numbers) -> Numbers:
 
 
 def _ranks(model: nn.Module, row: Decomposable, curve: Curve, layer: Stairs, predicted: PredictedLatency) -> TimedRanks:
-    spec, made = _spec(model, row)
+    spec, made = stored(model, row)
     parts = [_parts(spec, point, row, made.dtype, predicted) for point in curve.points[:-1]]
     first, middle, last = (np.array(each) for each in zip(*parts, (0.0, 0.0, 0.0), strict=True))
     inputs, outputs = _ends(spec, curve.points[(len(curve.points) - 1) // 2], row, made.dtype, predicted)
     in_dim = 0 if spec.transposed or spec.inputs_first else 1
     return TimedRanks(curve.points, curve.errors.errors, first, middle, last, inputs, outputs, layer, in_dim)
-
-
-def _spec(model: nn.Module, row: Decomposable) -> tuple[LayerSpec, Tensor]:
-    layer = model.get_submodule(row.name)
-    spec = read_spec(layer, trust_forward=True)
-    assert isinstance(spec, LayerSpec)
-    assert isinstance(layer.weight, Tensor)
-    return spec, layer.weight
 
 
 def _parts(spec: LayerSpec, point: Point, row: Decomposable, dtype: torch.dtype, predicted: PredictedLatency) -> tuple[float, float, float]:

@@ -95,7 +95,9 @@ def examine_peer(name: str) -> dict[str, Any]:
     with torch.no_grad():
         wanted = [tuple(x.shape) for x in _tensors(model(*args, **kwargs))]
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.modules.conv._ConvNd)]
-    heads = {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
+    heads = {
+        m.qkv: m.num_heads for m in model.modules() if isinstance(getattr(m, "qkv", None), torch.nn.Module) and hasattr(m, "num_heads")
+    }
     pruner = tp.pruner.MagnitudePruner(
         model,
         kwargs if kwargs else args,

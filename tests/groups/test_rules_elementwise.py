@@ -49,12 +49,19 @@ def test_a_number_and_a_single_value_hold_nothing() -> None:
     assert found(lambda a: 2 * a + torch.ones(1), (4,))["a0"] == own("a0", 4)
 
 
-@pytest.mark.parametrize("name", ["zeros_like", "ones_like", "rand_like", "full_like"])
+@pytest.mark.parametrize("name", ["zeros_like", "ones_like", "full_like"])
 def test_tensors_made_like_another_have_its_labels(name: str) -> None:
     def function(a: Tensor, b: Tensor) -> Tensor:
         return getattr(torch, name)(a, **({"fill_value": 2.0} if name == "full_like" else {})) * 1 + b
 
     assert found(function, (4,), (4,))["b0"] == own("a0", 4)
+
+
+@pytest.mark.parametrize("name", ["rand_like", "randn_like", "bernoulli"])
+def test_what_random_numbers_are_drawn_for_stays(name: str) -> None:
+    met = found(lambda a, b: getattr(torch, name)(a.sigmoid()) * b, (4,), (4,))
+    assert met["a0"] == whole(4)
+    assert "random numbers" in met.why("a0")
 
 
 @pytest.mark.parametrize(

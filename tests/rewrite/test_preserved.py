@@ -400,3 +400,38 @@ def test_a_width_that_only_a_weight_tells_is_found() -> None:
     torch.manual_seed(0)
     result = halved(nn.Sequential(nn.Linear(4, 12), nn.ReLU(), Router()).eval(), torch.randn(5, 4))
     assert (result.kind, result.model[2].width) == ("module", 6)
+
+
+class Placed(nn.Module):
+    """A table of as many places as there are channels; the number of channels is read in forward, and so is the number of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.longest = 8, 8
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(8, 8)
+        self.hidden, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.scale = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.longest:
+            raise ValueError("too long")
+        h = self.words(x) + self.places(torch.arange(x.shape[1]))
+        return self.last(self.hidden(self.scale(h)).relu())
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.weight = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.width) * self.weight
+
+
+def test_a_number_that_equals_a_width_by_chance_stays_in_the_class() -> None:
+    done = halved(Placed().eval(), torch.randint(0, 20, (2, 5)), "module")
+    assert done.model.words.weight.shape[1] == 4
+    assert done.model.scale.width == 4
+    assert done.model.longest == 8
+    assert done.model(torch.randint(0, 20, (2, 7))).shape == (2, 7, 3)

@@ -31,10 +31,8 @@ from secateur.rewrite.factorize import Batches, FactorizedLayer, factorize
 from secateur.rewrite.follow import followed
 from secateur.rewrite.graph import rewrite_graph
 from secateur.rewrite.module import (
-    candidate_attributes,
+    attempted_attributes,
     computed_weights,
-    layer_attributes,
-    merged,
     rebuilt_names,
     shrink_module,
     tied_names,
@@ -141,14 +139,12 @@ def _inputs(source: Capture, seed: int) -> list[list[Any]]:
 
 
 def _as_module(cut: Cut, tolerance: float, seed: int) -> Rewritten:
-    """Smaller tensors in the user's class, with all attributes that may follow, then with those of torch's layers alone."""
+    """Smaller tensors in the user's class, with the attributes that follow."""
     source = cut.solution.walk.capture
     program = rewrite_graph(cut)
-    own = layer_attributes(source.model, cut, program)
-    more = merged(candidate_attributes(source.model, cut, program), own)
     computed = computed_weights(source.model, cut)
     failure: SecateurError | None = None
-    for attributes in (more, own) if more != own else (own,):
+    for attributes in attempted_attributes(source.model, cut, program):
         try:
             model = _run(shrink_module(source.model, cut, attributes), source)
             small = _quiet_record(model, source)

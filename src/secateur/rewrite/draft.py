@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from secateur.plan import Factorize
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.factorize import with_skeletons
 from secateur.rewrite.graph import rewrite_graph
-from secateur.rewrite.module import Attributes, candidate_attributes, layer_attributes, merged, shrink_module
+from secateur.rewrite.module import Attributes, attempted_attributes, shrink_module
 from secateur.rewrite.raising import raise_layers
 
 CLOSE = 1e-2
@@ -31,11 +31,9 @@ def draft(cut: Cut) -> nn.Module:
     """
     source = cut.solution.walk.capture
     program = rewrite_graph(cut)
-    own = layer_attributes(source.model, cut, program)
-    more = merged(candidate_attributes(source.model, cut, program), own)
     graph = raise_layers(program, source)
     expected = _outputs(graph, source.args, dict(source.kwargs))
-    for model in _in_class(source.model, cut, (more, own)):
+    for model in _in_class(source.model, cut, attempted_attributes(source.model, cut, program)):
         try:
             found = _outputs(model, source.args, dict(source.kwargs))
         except _FAILURES:
@@ -68,7 +66,7 @@ def draft_with_factors(cut: Cut, edits: Sequence[Factorize], small: nn.Module | 
     raise RewriteError(f"{type(source.model).__name__} does not run with factors: {failure}") from failure
 
 
-def _in_class(model: nn.Module, cut: Cut, attributes: tuple[Attributes, ...]) -> Iterator[nn.Module]:
+def _in_class(model: nn.Module, cut: Cut, attributes: Iterable[Attributes]) -> Iterator[nn.Module]:
     for values in attributes:
         small = shrink_module(model, cut, values)
         if small is not None:

@@ -119,9 +119,21 @@ def _widths(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: in
     return {"num_parameters": shape[0]} if isinstance(module, nn.PReLU) else {}
 
 
-def candidate_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> Attributes:
-    """Other whole numbers of modules that equal a size which changed inside them: proposals, to be proven."""
-    changed = _changed_sizes(cut, program)
+def attempted_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) -> list[Attributes]:
+    """Attributes that may follow the new sizes, to be tried in this order, each to be proven.
+
+    First those of torch's layers and all other whole numbers of which it is clear what they count; then with those too that equal both a
+    size that changed and one that did not, such as a length as large as the width; last those of torch's layers alone.
+    """
+    own = layer_attributes(model, cut, program)
+    changed, steady = _changed_sizes(cut, program), _steady_sizes(cut)
+    clear = {path: {old: new for old, new in sizes.items() if old not in steady[path]} for path, sizes in changed.items()}
+    tries = [merged(_proposed(model, clear), own), merged(_proposed(model, changed), own), own]
+    return [attributes for number, attributes in enumerate(tries) if attributes not in tries[:number]]
+
+
+def _proposed(model: nn.Module, changed: Mapping[str, Mapping[int, int | None]]) -> Attributes:
+    """Whole numbers of modules that equal a size which changed inside them."""
     out: Attributes = {}
     for path, module in model.named_modules():
         sizes = {old: new for old, new in changed.get(path, {}).items() if new is not None}
@@ -131,6 +143,26 @@ def candidate_attributes(model: nn.Module, cut: Cut, program: fx.GraphModule) ->
         if found:
             out[path] = found
     return out
+
+
+def _steady_sizes(cut: Cut) -> Mapping[str, set[int]]:
+    """For each module, the sizes of stored tensors in it that stay as they are."""
+    slices, out = Slices.of(cut), defaultdict[str, set[int]](set)
+    capture = cut.solution.walk.capture
+    for name in {stored for stored, _ in cut.solution.slot_labels}:
+        shape = capture.leaf(name).shape
+        same = {old for old, new in zip(shape, slices.shape(name, shape), strict=True) if old == new}
+        for alias in capture.tied.get(name, (name,)):
+            for path in _owners(alias):
+                out[path] |= same
+    return out
+
+
+def _owners(name: str) -> Iterator[str]:
+    """The modules that a stored tensor lies in, from its own to the root."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _renewed(value: Any, sizes: Mapping[int, int | None]) -> Any:

@@ -17,12 +17,8 @@ from secateur.groups.rules.slicing import taken
         "aten.ones_like",
         "aten.full_like",
         "aten.empty_like",
-        "aten.rand_like",
-        "aten.randn_like",
     ),
     *(
-        "aten.randint_like",
-        "aten.bernoulli",
         "aten.softplus",
         "aten.hardtanh",
         "aten.celu",
@@ -56,7 +52,7 @@ from secateur.groups.rules.slicing import taken
         "aten.fake_quantize_per_tensor_affine",
     ),
     *("aten.isfinite", "aten.isinf", "aten.isnan", "aten.resolve_conj", "aten.greater", "aten.less", "aten.not_equal"),
-    *("aten.zero", "aten.exponential", "aten.isclose", "aten.complex", "aten.polar"),
+    *("aten.zero", "aten.special_ndtr", "aten.isclose", "aten.complex", "aten.polar"),
     *("aten.greater_equal", "aten.less_equal", "aten.scalar_tensor", "aten.pin_memory", "aten.tensor"),
     pliant=True,
 )

@@ -22,11 +22,15 @@ def gather(call: Call) -> Outcome:
     return hold(call, x, _held(call, index), "is gathered position by position")
 
 
-@rule("aten.scatter_add", "aten.scatter_reduce", "aten.scatter.src", "aten.scatter.reduce")
+@rule(
+    "aten.scatter_add", "aten.scatter_reduce", "aten.scatter.src", "aten.scatter.reduce", "aten.scatter.value", "aten.scatter.value_reduce"
+)
 def scatter(call: Call) -> Outcome:
     """Where values are written stays, but for dimensions along which the numbers repeat; there both tensors meet."""
     call.ledger.freeze_fields(call["index"].fields, "numbers to scatter by")
     held = _held(call, "index")
+    if "src" not in call.args:
+        return hold(call, call["self"], held, "is scattered position by position")
     parts: list[Operand] = [call["src"]] if starts_at_zero(call.node) and not call["self"].fields else [call["self"], call["src"]]
     shaped = [
         Shaped(tuple(1 if d in held else n for d, n in enumerate(p.shape)), hold(call, p, held, "is scattered position by position"))

@@ -13,7 +13,10 @@ from secateur.rewrite.constants.registry import Site, adjusts
 aten = torch.ops.aten
 
 
-@adjusts("aten.gather", "aten.take_along_dim", "aten.scatter_add", "aten.scatter_reduce", "aten.scatter.src", "aten.scatter.reduce")
+@adjusts(
+    *("aten.gather", "aten.take_along_dim", "aten.scatter_add", "aten.scatter_reduce"),
+    *("aten.scatter.src", "aten.scatter.reduce", "aten.scatter.value", "aten.scatter.value_reduce"),
+)
 def numbers(site: Site) -> None:
     """As many repeats as channels stay."""
     name = "index" if "index" in site.names else "indices"

@@ -16,6 +16,7 @@ from secateur.capture.normalize.weights import stand_ins
 from secateur.rewrite.computed import computed_names, is_computed, store
 from secateur.rewrite.cut import Cut
 from secateur.rewrite.graph import smaller
+from secateur.rewrite.leaves import dense_leaf
 from secateur.rewrite.slices import Slices
 
 Attributes = dict[str, dict[str, Any]]
@@ -150,7 +151,9 @@ def _steady_sizes(cut: Cut) -> Mapping[str, set[int]]:
     slices, out = Slices.of(cut), defaultdict[str, set[int]](set)
     capture = cut.solution.walk.capture
     for name in {stored for stored, _ in cut.solution.slot_labels}:
-        shape = capture.leaf(name).shape
+        if (leaf := dense_leaf(capture, name)) is None:
+            continue
+        shape = leaf.shape
         same = {old for old, new in zip(shape, slices.shape(name, shape), strict=True) if old == new}
         for alias in capture.tied.get(name, (name,)):
             for path in _owners(alias):
